@@ -1,0 +1,25 @@
+"""Early-exit T5 decoding with dynamic vocabulary pruning (arXiv 2410.18952), in JAX and Flax."""
+
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.generate import (
+    Decoded,
+    GeneratedText,
+    generate,
+    generate_text,
+    teacher_forced_logits,
+)
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.load import Model, load_model, save_model
+
+__all__ = [
+    "DecodeConfig",
+    "Decoded",
+    "GeneratedText",
+    "Model",
+    "T5Config",
+    "generate",
+    "generate_text",
+    "load_model",
+    "save_model",
+    "teacher_forced_logits",
+]

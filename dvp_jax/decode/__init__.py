@@ -1,0 +1,1 @@
+"""The jitted loops: over tokens, over layers, and one step."""

@@ -1,0 +1,114 @@
+"""`DecodeConfig`: every knob of decoding, checked, and the exit policy that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from dvp_jax.exits.confidence import CONFIDENCE_MEASURES
+from dvp_jax.exits.policy import CALM, DVP, Static
+
+METHODS = ("full", "static", "calm", "dvp")
+FINAL_VOCABS = ("full", "pruned")
+LAYER_LOOPS = ("auto", "while", "cond")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How to decode. Greedy; batches in which every row exits by itself.
+
+    `threshold` and `decay_temperature` are data: changing them never recompiles. All else is structure.
+
+    Attributes:
+        method: "full" runs every layer; "static" stops after `static_exit_layer`; "calm" exits at the first
+            depth whose confidence over the whole vocabulary exceeds the threshold; "dvp" reads that
+            confidence from the `prune_size` likeliest tokens of depth `prune_layer`.
+        max_new_tokens: tokens to generate at most, the end token counted.
+        threshold: in [0, 1]; a confidence must exceed it, so 1 never exits.
+        min_exit_layer: first depth (layers run) at which a token may leave.
+        prune_layer: depth p at which "dvp" chooses the kept tokens; at most min_exit_layer.
+        prune_size: K, how many tokens "dvp" keeps.
+        confidence: the confidence measure.
+        static_exit_layer: the depth of "static".
+        final_vocab: what "dvp" reads a token from that reached the last depth: the "full" vocabulary, as
+            published, or the "pruned" one.
+        decay_temperature: None for a constant threshold, else CALM's decay over the output.
+        layer_loop: "while" is a `lax.while_loop` over depth, "cond" an unrolled chain of `lax.cond`; the
+            tokens are the same. "auto" takes the one that was measured to be faster on the backend.
+    """
+
+    method: str = "dvp"
+    max_new_tokens: int = 64
+    threshold: float = 0.9
+    min_exit_layer: int = 2
+    prune_layer: int = 2
+    prune_size: int = 64
+    confidence: str = "softmax_diff"
+    static_exit_layer: int | None = None
+    final_vocab: str = "full"
+    decay_temperature: float | None = None
+    layer_loop: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("method", METHODS),
+            ("confidence", tuple(CONFIDENCE_MEASURES)),
+            ("final_vocab", FINAL_VOCABS),
+            ("layer_loop", LAYER_LOOPS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        for name in ("max_new_tokens", "min_exit_layer", "prune_layer", "prune_size"):
+            _check_integer(name, getattr(self, name), 1, None)
+        if not _is_number(self.threshold) or not 0.0 <= self.threshold <= 1.0:  # NaN fails too
+            raise ValueError(f"threshold is {self.threshold!r}; allowed: a number from 0 to 1")
+        decay = self.decay_temperature
+        if decay is not None and not (_is_number(decay) and math.isfinite(decay) and decay >= 0.0):
+            raise ValueError(f"decay_temperature is {decay!r}; allowed: None or a number of at least 0")
+        if self.method == "static" and self.static_exit_layer is None:
+            raise ValueError("static_exit_layer is None; allowed with method 'static': a depth of at least 1")
+        if self.static_exit_layer is not None:
+            _check_integer("static_exit_layer", self.static_exit_layer, 1, None)
+        if self.method == "dvp" and self.prune_layer > self.min_exit_layer:
+            raise ValueError(
+                f"prune_layer is {self.prune_layer}; allowed: at most min_exit_layer, {self.min_exit_layer}"
+            )
+
+    def policy(self, num_layers: int, vocab_size: int) -> Static:
+        """The exit policy of this config on a decoder of `num_layers` layers: the one branch on the method.
+
+        Raises:
+            ValueError: a depth or the prune size is beyond the model.
+        """
+        if self.method == "full":
+            return Static(num_layers, self.confidence)
+        if self.method == "static":
+            assert self.static_exit_layer is not None
+            _check_integer("static_exit_layer", self.static_exit_layer, 1, num_layers)
+            return Static(self.static_exit_layer, self.confidence)
+        if self.method == "calm":
+            _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers)
+            return CALM(num_layers, self.confidence, self.min_exit_layer)
+        _check_integer("prune_layer", self.prune_layer, 1, num_layers - 1)
+        _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers)
+        _check_integer("prune_size", self.prune_size, 1, vocab_size)
+        return DVP(
+            num_layers,
+            self.confidence,
+            self.min_exit_layer,
+            self.prune_layer,
+            self.prune_size,
+            self.final_vocab,
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_integer(name: str, value: Any, least: int, most: int | None) -> None:
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    if not integer or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most} for this model"
+        raise ValueError(f"{name} is {value!r}; allowed: an integer {bounds}")

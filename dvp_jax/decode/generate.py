@@ -1,0 +1,325 @@
+"""Encoding, the jitted token loop, and the public functions around them."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import ArrayLike
+
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.step import Structure, decode_token
+from dvp_jax.exits.thresholds import threshold_schedule
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.layers import KeysValues
+from dvp_jax.t5.load import Model
+from dvp_jax.t5.model import T5, Params
+
+
+@struct.dataclass
+class Decoded:
+    """What was generated, row by row."""
+
+    tokens: Int[Array, "batch max_new_tokens"]  # no start token; pad_token_id after the end token
+    lengths: Int[Array, " batch"]  # the end token counted
+    exit_layers: Int[Array, "batch max_new_tokens"]  # layers run per token, 0 past the end
+    confidences: Float[Array, "batch max_new_tokens"]  # that decided, or of the last depth; 0 past the end
+
+
+@struct.dataclass
+class Encoded:
+    """What the decoder needs of the sources: computed once per request."""
+
+    cross: list[KeysValues]  # cross-attention keys and values of each decoder layer
+    mask: Bool[Array, "batch source"]
+    active: Bool[Array, " batch"]  # False in rows that only fill up the batch
+
+
+@struct.dataclass
+class DecodeState:
+    """The whole state of the token loop."""
+
+    step: Int[Array, ""]  # tokens decoded so far
+    token: Int[Array, " batch"]  # the last one of each row
+    ended: Bool[Array, " batch"]
+    caches: list[KeysValues]  # self-attention keys and values of each layer, one array each
+    decoded: Decoded
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(
+    config: T5Config, params: Params, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
+) -> list[KeysValues]:
+    model, variables = T5(config), {"params": params}
+    encoded = model.apply(variables, input_ids, mask, method="encode")
+    return model.apply(variables, encoded, method="cross_keys_values")
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(
+    structure: Structure, params: Params, encoded: Encoded, thresholds: Float[Array, "max_new_tokens num_depths"]
+) -> Decoded:
+    config, max_new_tokens = structure.config, structure.max_new_tokens
+
+    def unfinished(state: DecodeState) -> Array:
+        return (state.step < max_new_tokens) & ~jnp.all(state.ended)
+
+    def next_token(state: DecodeState) -> DecodeState:
+        t = state.step
+        row, fresh = decode_token(
+            structure,
+            params,
+            encoded.cross,
+            encoded.mask,
+            state.caches,
+            t,
+            state.token,
+            state.ended,
+            thresholds[t],
+        )
+        write = partial(lax.dynamic_update_slice_in_dim, start_index=t, axis=2)
+        old = state.decoded
+        return DecodeState(
+            step=t + 1,
+            token=row.token,
+            ended=state.ended | (row.token == config.eos_token_id),
+            caches=jax.tree.map(write, state.caches, fresh),
+            decoded=Decoded(
+                tokens=old.tokens.at[:, t].set(row.token),
+                lengths=old.lengths + ~state.ended,
+                exit_layers=old.exit_layers.at[:, t].set(row.exit_layer),
+                confidences=old.confidences.at[:, t].set(row.confidence),
+            ),
+        )
+
+    batch = encoded.active.shape[0]
+    cache = jnp.zeros((batch, config.num_heads, max_new_tokens, config.d_kv), encoded.cross[0][0].dtype)
+    counts = jnp.zeros((batch, max_new_tokens), jnp.int32)
+    state = DecodeState(
+        step=jnp.int32(0),
+        token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
+        ended=~encoded.active,
+        caches=[(cache, cache) for _ in range(config.num_decoder_layers)],
+        decoded=Decoded(counts + config.pad_token_id, counts[:, 0], counts, counts.astype(jnp.float32)),
+    )
+    return lax.while_loop(unfinished, next_token, state).decoded
+
+
+SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512)
+
+
+def source_bucket(length: int) -> int:
+    """The length that sources are padded to, so that a data set compiles a handful of programs."""
+    for bucket in SOURCE_BUCKETS:
+        if length <= bucket:
+            return bucket
+    return -(-length // SOURCE_BUCKETS[-1]) * SOURCE_BUCKETS[-1]
+
+
+def batch_bucket(size: int) -> int:
+    """The batch size that a batch is filled up to: the next power of two."""
+    return 1 << (size - 1).bit_length()
+
+
+def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike) -> Encoded:
+    """Runs the encoder and projects cross-attention keys and values.
+
+    The batch is padded to a length bucket and to a power of two of rows; `active` marks the real rows.
+
+    Args:
+        model: from `load_model`.
+        input_ids: (B, S) integers, any padding.
+        attention_mask: (B, S), 0 or False at padding.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, ids outside the vocabulary, a row that is all padding.
+    """
+    ids, mask = _check_source(model.config, input_ids, attention_mask)
+    rows, length = ids.shape
+    padding = ((0, batch_bucket(rows) - rows), (0, source_bucket(length) - length))
+    ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
+    device_mask = jnp.asarray(mask)
+    cross = _encode(model.config, model.params, jnp.asarray(ids), device_mask)
+    return Encoded(cross, device_mask, jnp.asarray(mask.any(axis=1)))
+
+
+def decode(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
+) -> Decoded:
+    """Decodes encoded sources, filled-up rows included.
+
+    Args:
+        model: from `load_model`.
+        encoded: from `encode`.
+        cfg: how.
+        thresholds: of each token and depth, instead of cfg's `threshold`: for forced exits.
+
+    Raises:
+        ValueError: cfg does not fit the model, or thresholds has another shape.
+    """
+    num_layers = model.config.num_decoder_layers
+    if thresholds is None:
+        thresholds = threshold_schedule(cfg.threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
+    elif thresholds.shape != (cfg.max_new_tokens, num_layers):
+        raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
+    structure = Structure(
+        model.config,
+        cfg.policy(num_layers, model.config.vocab_size),
+        cfg.max_new_tokens,
+        choose_layer_loop(cfg.layer_loop),
+    )
+    return _decode(structure, model.params, encoded, thresholds)
+
+
+def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
+    """Generates greedily from a batch of sources. Each row's tokens and exits are those of the row alone.
+
+    Args:
+        model: from `load_model`.
+        input_ids: (B, S) integers, any padding.
+        attention_mask: (B, S), 0 or False at padding.
+        cfg: how.
+
+    Returns:
+        `Decoded`, with numpy arrays of B rows: tokens, exit_layers int32 and confidences float32 of shape
+        (B, max_new_tokens), lengths int32 of shape (B,).
+
+    Raises:
+        ValueError: cfg does not fit the model; wrong shapes or dtypes, ids outside the vocabulary, a row
+            that is all padding.
+    """
+    cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)  # before the encoder's time is spent
+    encoded = encode(model, input_ids, attention_mask)
+    rows = np.shape(input_ids)[0]
+    return jax.tree.map(lambda x: np.asarray(x)[:rows], decode(model, encoded, cfg))
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """One generated text, with its tokens up to and including the end token."""
+
+    text: str
+    tokens: list[int]
+    exit_layers: list[int]
+    confidences: list[float]
+
+
+def generate_text(
+    model: Model, prompts: Sequence[str], cfg: DecodeConfig, *, max_source_length: int = 512
+) -> list[GeneratedText]:
+    """Generates from texts, as one batch.
+
+    Args:
+        model: with a tokenizer.
+        prompts: at least one, none empty.
+        cfg: how.
+        max_source_length: longer prompts are truncated, with a warning that counts them.
+
+    Raises:
+        ValueError: no prompts, an empty prompt, a model without a tokenizer, cfg that does not fit the model.
+    """
+    ids, mask = tokenize(model, prompts, max_source_length)
+    out = generate(model, ids, mask, cfg)
+    return [to_text(model, out, row) for row in range(len(prompts))]
+
+
+def to_text(model: Model, out: Decoded, row: int) -> GeneratedText:
+    """Row `row` of a batch as text."""
+    length = int(out.lengths[row])
+    tokens = out.tokens[row, :length].tolist()
+    return GeneratedText(
+        text=model.tokenizer.decode(tokens, skip_special_tokens=True),
+        tokens=tokens,
+        exit_layers=out.exit_layers[row, :length].tolist(),
+        confidences=out.confidences[row, :length].tolist(),
+    )
+
+
+def tokenize(
+    model: Model, prompts: Sequence[str], max_source_length: int
+) -> tuple[Int[np.ndarray, "batch source"], Bool[np.ndarray, "batch source"]]:
+    """Ids and mask of a batch of prompts, padded on the right to the longest.
+
+    Raises:
+        ValueError: no prompts, one that is not text or is empty, or a model without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ValueError("model.tokenizer is None; allowed: a checkpoint folder that holds a tokenizer")
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts is {prompts!r}; allowed: a list of at least one text")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompts[{index}] is {prompt!r}; allowed: a text that is not empty")
+    rows = [model.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    if truncated := sum(len(row) > max_source_length for row in rows):
+        warnings.warn(
+            f"{truncated} of {len(rows)} prompts are longer than {max_source_length} tokens and were truncated",
+            stacklevel=2,
+        )
+    # The end token stays: T5 expects each source to close with it.
+    rows = [row if len(row) <= max_source_length else [*row[: max_source_length - 1], row[-1]] for row in rows]
+    ids = np.full((len(rows), max(map(len, rows))), model.config.pad_token_id, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return ids, mask
+
+
+def teacher_forced_logits(
+    model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, decoder_input_ids: ArrayLike
+) -> Float[Array, "batch target vocab"]:
+    """Logits of the last depth for given decoder inputs.
+
+    Args:
+        model: from `load_model`.
+        input_ids: (B, S) integers.
+        attention_mask: (B, S), 0 or False at padding.
+        decoder_input_ids: (B, T) integers, the start token first.
+
+    Returns:
+        (B, T, V) float32.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, ids outside the vocabulary.
+    """
+    ids, mask = _check_source(model.config, input_ids, attention_mask)
+    targets = _check_ids("decoder_input_ids", decoder_input_ids, model.config.vocab_size)
+    if len(targets) != len(ids):
+        raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(ids)}, as input_ids")
+    return _forward(model.config, model.params, ids, mask, targets)
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(config: T5Config, params: Params, ids: Array, mask: Array, targets: Array) -> Array:
+    return T5(config).apply({"params": params}, ids, mask, targets)
+
+
+def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> np.ndarray:
+    ids = np.asarray(value)
+    if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name} has shape {ids.shape} and dtype {ids.dtype}; allowed: (B, S) integers")
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(f"{name} spans {ids.min()} to {ids.max()}; allowed: ids from 0 to {vocab_size - 1}")
+    return ids.astype(np.int32)
+
+
+def _check_source(config: T5Config, input_ids: ArrayLike, attention_mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    ids = _check_ids("input_ids", input_ids, config.vocab_size)
+    mask = np.asarray(attention_mask)
+    if mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}; allowed: that of input_ids, {ids.shape}")
+    mask = mask.astype(bool)
+    if not mask.any(axis=1).all():
+        empty = np.flatnonzero(~mask.any(axis=1)).tolist()
+        raise ValueError(f"attention_mask is 0 throughout rows {empty}; allowed: at least one token a row")
+    return ids, mask

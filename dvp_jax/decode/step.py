@@ -1,0 +1,165 @@
+"""One token of every row: run layers, ask the policy at each candidate depth, propagate state."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState
+from dvp_jax.exits.policy import ExitPolicy
+from dvp_jax.exits.vocabulary import Vocabulary
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, padding_bias, relative_bias
+from dvp_jax.t5.model import Params, embed, has_relative_bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """All that decides the compiled decode program, beside the shapes of its arguments."""
+
+    config: T5Config
+    policy: ExitPolicy
+    max_new_tokens: int
+    layer_loop: str
+
+
+def decode_token(
+    structure: Structure,
+    params: Params,
+    cross: list[KeysValues],
+    source_mask: Bool[Array, "batch source"],
+    caches: list[KeysValues],
+    step: Int[Array, ""],
+    token: Int[Array, " batch"],
+    ended: Bool[Array, " batch"],
+    thresholds: Float[Array, " num_depths"],
+) -> tuple[DepthState, list[KeysValues]]:
+    """Decodes the token after `token` in every row whose text has not ended.
+
+    Args:
+        structure: model, policy and loop.
+        params: of the model.
+        cross: cross-attention keys and values of each layer.
+        source_mask: False where the source is padding.
+        caches: self-attention keys and values of each layer, (batch, num_heads, max_new_tokens, d_kv); read
+            below `step`.
+        step: tokens decoded so far.
+        token: the last token of each row.
+        ended: rows that need no token.
+        thresholds: what confidence must exceed, at depth l in thresholds[l - 1].
+
+    Returns:
+        The rows' tokens, exits and confidences, and the new keys and values of each layer.
+    """
+    config, policy = structure.config, structure.policy
+    layers = DecoderLayers(structure, params, cross, source_mask, caches, step)
+    whole = whole_vocabulary(config, params)
+    vocabulary = whole
+
+    def leave(state: DepthState, rows: Array, token: Array, confidence: Array) -> DepthState:
+        return state.replace(
+            exited=state.exited | rows,
+            token=jnp.where(rows, token, state.token),
+            confidence=jnp.where(rows, confidence, state.confidence),
+        )
+
+    def run(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
+        hidden, keys_values = layers.run(depth, state.hidden)
+        state = state.replace(
+            hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
+            exit_layer=jnp.where(state.exited, state.exit_layer, depth),
+        )
+        if policy.first_exit <= depth < policy.last_depth:
+            token, confidence = policy.read(state.hidden, vocabulary)
+            state = leave(state, ~state.exited & (confidence > thresholds[depth - 1]), token, confidence)
+        return state, keys_values
+
+    def propagate(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
+        return state, layers.keys_values(depth, state.hidden)
+
+    state = DepthState(
+        hidden=embed(params["shared"], token[:, None])[:, 0],
+        exited=ended,
+        exit_layer=jnp.zeros_like(token),
+        token=jnp.full_like(token, config.pad_token_id),
+        confidence=jnp.zeros(token.shape, jnp.float32),
+    )
+    fresh = []
+    for depth in range(1, policy.first_exit + 1):
+        state, keys_values = run(depth, state)
+        vocabulary = policy.observe(depth, state.hidden, vocabulary)
+        fresh.append(keys_values)
+
+    candidates = range(policy.first_exit + 1, policy.last_depth + 1)
+    state, keys_values = LAYER_LOOPS[structure.layer_loop](run, propagate, candidates, state)
+    fresh += keys_values
+    fresh += [propagate(depth, state)[1] for depth in range(policy.last_depth + 1, config.num_decoder_layers + 1)]
+
+    def read_last(state: DepthState) -> DepthState:
+        return leave(state, ~state.exited, *policy.read_last(state.hidden, whole, vocabulary))
+
+    return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), fresh
+
+
+class DecoderLayers:
+    """The decoder's layers at one step: depth and state in, state and new keys and values out."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        params: Params,
+        cross: list[KeysValues],
+        source_mask: Bool[Array, "batch source"],
+        caches: list[KeysValues],
+        step: Int[Array, ""],
+    ) -> None:
+        self._config, self._params = structure.config, params["decoder"]
+        self._cross, self._caches = cross, caches
+        self._padding = padding_bias(source_mask)
+        self._biases = {
+            index: self._past_and_present_bias(index, structure.max_new_tokens, step)
+            for index in range(self._config.num_decoder_layers)
+            if has_relative_bias(self._config, index)
+        }
+
+    def _past_and_present_bias(self, index: int, max_new_tokens: int, step: Array) -> tuple[Array, Array]:
+        """Score biases of the cached tokens, those not yet decoded masked, and of the token itself."""
+        positions = jnp.arange(max_new_tokens)
+        table = self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
+        bias = partial(
+            relative_bias, table, step[None], max_length=max_new_tokens, config=self._config, bidirectional=False
+        )
+        return bias(positions) + jnp.where(positions < step, 0.0, MASKED), bias(step[None])
+
+    def _apply(self, depth: int, method: str, *args: object) -> Array | KeysValues:
+        index = depth - 1
+        layer = DecoderLayer(self._config, has_relative_bias(self._config, index))
+        return layer.apply({"params": self._params[f"layers_{index}"]}, *args, method=method)
+
+    def keys_values(self, depth: int, hidden: Float[Array, "batch d_model"]) -> KeysValues:
+        """State propagation: the keys and values that the layer at `depth` is owed, and nothing else."""
+        return self._apply(depth, "self_keys_values", hidden[:, None])
+
+    def run(self, depth: int, hidden: Float[Array, "batch d_model"]) -> tuple[Array, KeysValues]:
+        """The layer at `depth`, and its new keys and values."""
+        index = depth - 1
+        past, present = self._biases[index if index in self._biases else 0]
+        keys_values = self.keys_values(depth, hidden)
+        segments = (Segment(*self._caches[index], past), Segment(*keys_values, present))
+        cross = Segment(*self._cross[index], self._padding)
+        return self._apply(depth, "__call__", hidden[:, None], segments, cross)[:, 0], keys_values
+
+
+def whole_vocabulary(config: T5Config, params: Params) -> Vocabulary:
+    """Every token, read through the decoder's final norm."""
+    return Vocabulary(
+        rows=params["shared" if config.tie_word_embeddings else "lm_head"],
+        ids=None,
+        norm=params["decoder"]["final_norm"]["scale"],
+        epsilon=config.layer_norm_epsilon,
+        scale=config.logit_scale,
+    )

@@ -1,0 +1,1 @@
+"""The method: confidence measures, vocabulary pruning, exit policies, thresholds, FLOP counts."""

@@ -1,0 +1,75 @@
+"""FLOPs of confidence: as the paper's code counts them, and those that are really spent."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.t5.config import T5Config
+
+
+def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Config) -> np.ndarray:
+    """The published count, which gives the paper's factor of 7 (DVP, section 4).
+
+    Sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and of
+    (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the
+    gather and the last head: for comparison with published figures only.
+
+    Args:
+        exit_layers: layers run per token, any shape.
+        policy: the method.
+        config: d_model, vocabulary and depth.
+
+    Returns:
+        float64, of the shape of exit_layers.
+    """
+    whole = (2 * config.d_model - 1) * config.vocab_size
+    depths = np.minimum(exit_layers, config.num_decoder_layers - 1) + 1.0
+    if not isinstance(policy, DVP):
+        return depths * whole
+    unpruned = np.minimum(depths, policy.prune_layer + 1)
+    return unpruned * whole + (depths - unpruned) * (2 * config.d_model - 1) * policy.prune_size
+
+
+def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config) -> np.ndarray:
+    """FLOPs of the unembedding products that decoding a token takes: 2dV or 2dK for each one computed.
+
+    Args:
+        exit_layers: layers run per token, any shape.
+        policy: the method.
+        config: d_model, vocabulary and depth.
+
+    Returns:
+        float64, of the shape of exit_layers. The product that reads the token is included.
+    """
+    exit_layers = np.asarray(exit_layers, np.float64)
+    whole, d = 2.0 * config.d_model * config.vocab_size, config.d_model
+    # Candidate depths asked: first_exit .. exit_layer, but never the last depth, which is only read.
+    reaches_last = exit_layers >= policy.last_depth
+    asked = np.minimum(exit_layers, policy.last_depth - 1) - policy.first_exit + 1
+    if not isinstance(policy, CALM):
+        return np.full_like(exit_layers, whole)
+    if not isinstance(policy, DVP):
+        return (asked + reaches_last) * whole
+    # The product at p is also the first candidate's where both depths are the same.
+    pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
+    last = whole if policy.final_vocab == "full" else 2.0 * d * policy.prune_size
+    return whole + pruned * 2.0 * d * policy.prune_size + reaches_last * last
+
+
+def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length: int) -> np.ndarray:
+    """FLOPs of the decoder layers of a token, apart from self-attention over the tokens before it.
+
+    The layers it ran, and for each that it skipped its two key/value projections (state propagation).
+
+    Args:
+        exit_layers: layers run per token, any shape.
+        config: the shape.
+        source_length: tokens that cross-attention reads.
+    """
+    d, inner = config.d_model, config.num_heads * config.d_kv
+    key_value = 4.0 * d * inner
+    feed_forward = (6.0 if config.gated else 4.0) * d * config.d_ff
+    # Self-attention q, o; cross-attention q, o and its two products with keys and values.
+    layer = key_value + 4.0 * d * inner + 4.0 * d * inner + 4.0 * inner * source_length + feed_forward
+    return exit_layers * layer + (config.num_decoder_layers - exit_layers) * key_value

@@ -1,0 +1,36 @@
+"""Threshold rules: what a confidence must exceed, for each generated token and depth.
+
+Thresholds are data: the decode function takes an array, so that changing them never recompiles.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+NEVER = np.float32(np.inf)
+"""A threshold that no confidence exceeds."""
+ALWAYS = np.float32(-np.inf)
+"""A threshold that every confidence exceeds."""
+
+
+def threshold_schedule(
+    threshold: float, max_new_tokens: int, num_depths: int, decay_temperature: float | None = None
+) -> Float[Array, "max_new_tokens num_depths"]:
+    """Threshold of each token t = 1.. and depth l = 1.., constant or decaying over the output.
+
+    The decay is that of CALM's published code, 0.9 * threshold + 0.1 * threshold * exp(-temperature * t / N)
+    (CALM, section 4.2, has no factor `threshold` in the second term).
+
+    Args:
+        threshold: in [0, 1]. At 1 no token ever leaves early: confidences must exceed it.
+        max_new_tokens: N.
+        num_depths: L.
+        decay_temperature: None for a constant threshold.
+    """
+    token = np.arange(1, max_new_tokens + 1)
+    values = np.full(max_new_tokens, threshold)
+    if decay_temperature is not None:
+        values = 0.9 * threshold + 0.1 * threshold * np.exp(-decay_temperature * token / max_new_tokens)
+    return jnp.asarray(np.broadcast_to(values[:, None], (max_new_tokens, num_depths)), jnp.float32)

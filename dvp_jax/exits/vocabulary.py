@@ -1,0 +1,50 @@
+"""Dynamic vocabulary pruning (DVP, section 3): the rows of the unembedding that a token still considers."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dvp_jax.t5.layers import linear, rms_norm
+
+
+@struct.dataclass
+class Vocabulary:
+    """The candidate tokens of each row and what turns a hidden state into their logits.
+
+    Whole: `rows` is W, shared by the batch, and `ids` is None. Pruned: `rows` is W_S, its own for each
+    batch row, and `ids` is S, ascending.
+    """
+
+    rows: Float[Array, "vocab d_model"] | Float[Array, "batch kept d_model"]
+    ids: Int[Array, "batch kept"] | None
+    norm: Float[Array, " d_model"]
+    epsilon: float = struct.field(pytree_node=False)
+    scale: float = struct.field(pytree_node=False)
+
+    def logits(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch candidates"]:
+        """Candidate logits z_l = W (s * norm(h_l)), float32."""
+        x = rms_norm(hidden, self.norm, self.epsilon) * self.scale
+        if self.ids is None:
+            return linear(x, self.rows)
+        x = x.astype(self.rows.dtype)
+        return jnp.einsum("bd,bkd->bk", x, self.rows, preferred_element_type=jnp.float32)
+
+    def token(self, logits: Float[Array, "batch candidates"]) -> Int[Array, " batch"]:
+        """The likeliest token; ties go to the smaller id."""
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return best if self.ids is None else jnp.take_along_axis(self.ids, best[:, None], axis=1)[:, 0]
+
+    def prune(self, logits: Float[Array, "batch vocab"], size: int) -> Vocabulary:
+        """Keeps the `size` tokens with the largest whole-vocabulary logits (ties: the smaller id).
+
+        Args:
+            logits: of this, whole, vocabulary.
+            size: K.
+        """
+        _, ids = lax.top_k(logits, size)
+        # Ascending, so that a tie among kept logits falls as it does in the whole vocabulary.
+        ids = jnp.sort(ids, axis=-1)
+        return self.replace(rows=jnp.take(self.rows, ids, axis=0), ids=ids)

@@ -1,0 +1,1 @@
+"""The model, stateless: config, layers, encoder and decoder, conversion of checkpoints."""

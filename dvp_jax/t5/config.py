@@ -1,0 +1,144 @@
+"""The shape of a T5: what Hugging Face's config.json says, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPES = ("t5", "mt5", "umt5")
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5 1.0, T5 1.1 / Flan-T5, mT5 or UMT5. Hashable, so a static argument of `jax.jit`.
+
+    Field names are those of Hugging Face's config.json. Encoder and decoder depth may differ, and
+    `num_heads * d_kv` need not equal `d_model`.
+
+    Raises:
+        ValueError: a field has a value that no such model can have.
+    """
+
+    model_type: str = "t5"
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    feed_forward_proj: str = "relu"
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.1
+    initializer_factor: float = 1.0
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool = True
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(f"model_type is {self.model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
+        for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"feed_forward_proj is {self.feed_forward_proj!r}; allowed: one of {', '.join(ACTIVATIONS)}, "
+                "or 'gated-' and one of them"
+            )
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward block multiplies its activation by a second projection (T5 1.1)."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """Name of the feed-forward activation."""
+        if self.feed_forward_proj == "gated-gelu":  # T5 1.1's name for the tanh approximation
+            return "gelu_new"
+        return self.feed_forward_proj.removeprefix("gated-")
+
+    @property
+    def relative_bias_per_layer(self) -> bool:
+        """Whether every layer has its own relative position bias (UMT5), not the first alone."""
+        return self.model_type == "umt5"
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s between the normed hidden state and the unembedding."""
+        return self.d_model**-0.5 if self.scale_decoder_outputs else 1.0
+
+    @classmethod
+    def from_hugging_face(cls, fields: dict[str, Any]) -> T5Config:
+        """Reads the fields of a Hugging Face config.json.
+
+        Args:
+            fields: the parsed file.
+
+        Raises:
+            ValueError: another model type, a missing field, or an impossible value.
+        """
+        model_type = fields.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise ValueError(f"config.json: model_type is {model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
+        needed = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        if missing := [name for name in needed if name not in fields]:
+            raise ValueError(f"config.json: missing {', '.join(missing)}")
+
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in fields.items() if name in known and value is not None}
+        values.setdefault("num_decoder_layers", values["num_layers"])
+        values.setdefault("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
+        values.setdefault("scale_decoder_outputs", _scales(model_type, fields))
+        values["tie_word_embeddings"] = True  # until the tensors say otherwise: see `convert`
+        eos = values.get("eos_token_id")
+        if isinstance(eos, list):
+            if len(eos) != 1:
+                raise ValueError(f"config.json: eos_token_id is {eos}; allowed: one id")
+            values["eos_token_id"] = eos[0]
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: Path) -> T5Config:
+        """Reads a Hugging Face config.json.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not JSON, or not of a T5.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path.parent} has no {path.name}: not a Hugging Face checkpoint") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path} holds a {type(fields).__name__}; allowed: a JSON object")
+        return cls.from_hugging_face(fields)
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """The fields of a config.json that `transformers` reads back as this model."""
+        name = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[self.model_type]
+        return {
+            "architectures": [f"{name}ForConditionalGeneration"],
+            "is_encoder_decoder": True,
+            **dataclasses.asdict(self),
+        }
+
+
+def _scales(model_type: str, fields: dict[str, Any]) -> bool:
+    """Whether a checkpoint without `scale_decoder_outputs` scales its decoder's output.
+
+    T5 1.0 and tied UMT5 do. T5 1.1 says so by `"tie_word_embeddings": false`. mT5 never does, and its
+    config.json cannot be asked: `transformers` 5 writes `true` into all of them.
+    """
+    return model_type != "mt5" and fields.get("tie_word_embeddings") is not False

@@ -1,0 +1,273 @@
+"""Hugging Face checkpoints <-> parameters, tensor by tensor.
+
+Weights are stored (out, in) on both sides, so conversion renames and never transposes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.model import T5, Params
+
+DTYPES = ("float32", "bfloat16")
+
+ParameterPath = tuple[str, ...]
+"""A parameter's keys, from the root of the nested dict."""
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o", "relative_bias": "relative_attention_bias"}
+_BLOCKS = {
+    "self_attention": "SelfAttention",
+    "cross_attention": "EncDecAttention",
+    "feed_forward": "DenseReluDense",
+}
+
+
+def hugging_face_name(path: ParameterPath, config: T5Config) -> str:
+    """Hugging Face's name of the parameter at `path`."""
+    if len(path) == 1:
+        return f"{path[0]}.weight"
+    stack, layer = path[:2]
+    if layer == "final_norm":
+        return f"{stack}.final_layer_norm.weight"
+    block, weight = path[2:]
+    blocks = ["self_attention", "cross_attention", "feed_forward"]
+    if stack == "encoder":
+        blocks.remove("cross_attention")
+    name = block.removesuffix("_norm")
+    prefix = f"{stack}.block.{layer.removeprefix('layers_')}.layer.{blocks.index(name)}"
+    if block.endswith("_norm"):
+        return f"{prefix}.layer_norm.weight"
+    if name == "feed_forward":
+        weight = {"wi": "wi_0", "wi_linear": "wi_1"}.get(weight, weight) if config.gated else weight
+    else:
+        weight = _ATTENTION[weight]
+    return f"{prefix}.{_BLOCKS[name]}.{weight}.weight"
+
+
+def parameter_shapes(config: T5Config) -> dict[ParameterPath, tuple[int, ...]]:
+    """Shape of every parameter of such a model."""
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+    tree = jax.eval_shape(T5(config).init, jax.random.key(0), ids, mask, ids)["params"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+
+
+# Copies that some files carry of tensors which T5 has once, and one that Hugging Face ignores too.
+_REDUNDANT = re.compile(
+    r"(encoder|decoder)\.embed_tokens\.weight|"
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+)
+
+
+class TensorFiles(Mapping[str, np.ndarray]):
+    """The tensors of a Hugging Face folder by name, each read when asked for.
+
+    Args:
+        folder: holds `model.safetensors`, `model.safetensors.index.json` and its shards, or the same with
+            `pytorch_model` and `.bin` (read with PyTorch and `weights_only=True`).
+
+    Raises:
+        FileNotFoundError: no weights, or a shard that the index names is not there.
+        ValueError: a file is truncated or is not what its ending says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for stem, ending, open_file in (
+            ("model", "safetensors", _SafetensorsFile),
+            ("pytorch_model", "bin", _PytorchFile),
+        ):
+            if files := _files_of(folder, stem, ending):
+                break
+        else:
+            raise FileNotFoundError(
+                f"{folder} has no weights; looked for model.safetensors, pytorch_model.bin and their index files"
+            )
+        readers = [open_file(file) for file in files]
+        self._reader_of: dict[str, Any] = {name: reader for reader in readers for name in reader.shapes}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._reader_of[name].read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reader_of)
+
+    def __len__(self) -> int:
+        return len(self._reader_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self._reader_of[name].shapes[name]
+
+
+def _files_of(folder: Path, stem: str, ending: str) -> list[Path]:
+    """The one file of that kind, or all that its index names; none where there is neither."""
+    single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is not a Hugging Face weight index: {error!r}") from None
+    files = [folder / name for name in names]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}, not in the folder")
+    return files
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is truncated or is not a safetensors file: {error}") from None
+
+    def read(self, name: str) -> np.ndarray:
+        # Opened anew for each tensor: the pages of a mapped file count as memory until it is closed.
+        with safe_open(self.path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+
+class _PytorchFile:
+    def __init__(self, path: Path) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise ImportError(f"reading {path} needs PyTorch: python -m pip install 'dvp-jax[torch]'") from None
+        self._torch = torch
+        try:
+            self._tensors = dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch.load has no error class of its own
+            raise ValueError(f"{path} is truncated or is not a PyTorch state dict: {error}") from None
+        if wrong := [str(name) for name, value in self._tensors.items() if not torch.is_tensor(value)]:
+            raise ValueError(f"{path}: not tensors: {', '.join(wrong)}")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._tensors.pop(name)  # read once; its memory goes as soon as the caller is done
+        if tensor.dtype == self._torch.bfloat16:
+            return tensor.contiguous().view(self._torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+
+
+def read_checkpoint(
+    folder: Path, dtype: str = "float32", progress: Callable[[Iterator], Iterator] = iter
+) -> tuple[T5Config, Params]:
+    """Reads a Hugging Face folder; holds one tensor more than the result.
+
+    The unembedding is untied where `lm_head.weight` is in the file and differs from `shared.weight`,
+    whatever config.json says.
+
+    Args:
+        folder: with config.json and the weights.
+        dtype: of all parameters, "float32" or "bfloat16".
+        progress: wraps the iterator over parameters, for a progress bar.
+
+    Raises:
+        FileNotFoundError: the folder, config.json or the weights are missing.
+        ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
+            listed); a tensor holds NaN or infinity; another model type; an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    config = T5Config.from_file(folder / "config.json")
+    tensors = TensorFiles(folder)
+
+    untied = "lm_head.weight" in tensors and "shared.weight" in tensors
+    config = dataclasses.replace(config, tie_word_embeddings=not untied)
+    names = {path: hugging_face_name(path, config) for path in parameter_shapes(config)}
+    _check_tensors(folder, tensors, {names[path]: shape for path, shape in parameter_shapes(config).items()})
+
+    flat: dict[ParameterPath, jax.Array] = {}
+    not_finite = []
+    for path in progress(iter(names)):
+        tensor = tensors[names[path]]
+        if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+            not_finite.append(names[path])
+        flat[path] = jnp.asarray(tensor, dtype)
+    if not_finite:
+        raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}")
+
+    if untied and bool(jnp.array_equal(flat[("lm_head",)], flat[("shared",)])):
+        del flat[("lm_head",)]
+        config = dataclasses.replace(config, tie_word_embeddings=True)
+    return config, traverse_util.unflatten_dict(flat)
+
+
+def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    problems += [
+        f"not of this model: {name} {tensors.shape(name)}"
+        for name in tensors
+        if name not in expected and not _REDUNDANT.fullmatch(name)
+    ]
+    problems += [
+        f"wrong shape: {name} {tensors.shape(name)}; config.json says {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tensors.shape(name) != shape
+    ]
+    if problems:
+        raise ValueError(f"{folder}: the tensors do not fit config.json\n  " + "\n  ".join(problems))
+
+
+def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
+    """The parameters under Hugging Face's names; on CPU not copied."""
+    flat = traverse_util.flatten_dict(params)
+    return {hugging_face_name(path, config): np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def write_checkpoint(folder: Path, config: T5Config, params: Params) -> None:
+    """Writes config.json and model.safetensors, which `transformers` and `read_checkpoint` read.
+
+    Args:
+        folder: exists.
+        config: the shape.
+        params: all of one dtype.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    save_file(hugging_face_tensors(config, params), folder / "model.safetensors", metadata={"format": "pt"})
+    write_config(folder, config, params)
+
+
+def write_config(folder: Path, config: T5Config, params: Params) -> None:
+    """Writes the config.json of a Hugging Face folder."""
+    fields = {**config.to_hugging_face(), "dtype": str(params["shared"].dtype)}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Files written to the yielded folder appear in `folder` when the block ends well, else none does."""
+    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        folder.mkdir(parents=True, exist_ok=True)
+        # config.json last: without it, a folder is no checkpoint.
+        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "config.json"):
+            entry.replace(folder / entry.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

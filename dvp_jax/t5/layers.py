@@ -1,0 +1,243 @@
+"""The parts of a T5 layer: norm, attention with segments, feed-forward, encoder and decoder layer.
+
+Weights are stored (out, in), as in PyTorch: at batch 1 a matrix-vector product reads such rows faster on
+CPU, and conversion never transposes. Activations are float32; a product is taken in the dtype of its
+weights and accumulated in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dvp_jax.t5.config import T5Config
+
+MASKED = -1e9
+"""Added to the score of a position that may not be attended to."""
+
+
+class Segment(NamedTuple):
+    """Keys and values to attend to, with what is added to their scores.
+
+    One query may see several segments, for instance the cache and the token being decoded.
+    """
+
+    keys: Float[Array, "batch num_heads length d_kv"]
+    values: Float[Array, "batch num_heads length d_kv"]
+    bias: Float[Array, "#batch #num_heads #queries #length"] | float
+
+
+KeysValues = tuple[Float[Array, "batch num_heads length d_kv"], Float[Array, "batch num_heads length d_kv"]]
+
+
+def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "... outputs"]:
+    """`x @ weight.T`, in the weight's dtype, accumulated in float32."""
+    # As an einsum, since XLA may transpose the weight in memory for `x @ weight.T`.
+    return jnp.einsum("...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+
+
+def rms_norm(
+    x: Float[Array, "... d_model"], scale: Float[Array, " d_model"], epsilon: float
+) -> Float[Array, "... d_model"]:
+    """T5's layer norm: no mean, no bias, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
+
+
+def distance_buckets(max_length: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
+    """Bucket of each distance 0..max_length-1 between a query and an earlier (or equal) key.
+
+    Made on the host: float32 logarithms of two libraries may fall on two sides of a bucket's edge, and
+    positions are small integers anyway. Keys after the query, which only the encoder sees, use the upper
+    half of the buckets (T5, section 2.1).
+
+    Returns:
+        int32 of shape (max_length,).
+    """
+    num_buckets = config.relative_attention_num_buckets // (2 if bidirectional else 1)
+    max_exact = num_buckets // 2
+    distance = np.arange(max_length, dtype=np.int32)
+    far = np.log(np.maximum(distance, 1).astype(np.float32) / max_exact) / math.log(
+        config.relative_attention_max_distance / max_exact
+    )
+    logarithmic = max_exact + (far * (num_buckets - max_exact)).astype(np.int32)
+    return np.where(distance < max_exact, distance, np.minimum(logarithmic, num_buckets - 1)).astype(np.int32)
+
+
+def relative_bias(
+    table: Float[Array, "num_buckets num_heads"],
+    query_positions: Int[Array, " queries"],
+    key_positions: Int[Array, " keys"],
+    max_length: int,
+    config: T5Config,
+    *,
+    bidirectional: bool,
+) -> Float[Array, "1 num_heads queries keys"]:
+    """T5's relative position bias.
+
+    Args:
+        table: the bias of each bucket and head.
+        query_positions: positions of the queries, below max_length.
+        key_positions: positions of the keys, below max_length.
+        max_length: static bound of all positions.
+        config: buckets and their reach.
+        bidirectional: True in the encoder; False in the decoder, where later keys are masked anyway.
+    """
+    buckets = jnp.asarray(distance_buckets(max_length, config, bidirectional=bidirectional))
+    distance = query_positions[:, None] - key_positions[None, :]
+    bucket = buckets[jnp.abs(distance)]
+    if bidirectional:
+        bucket = bucket + jnp.where(distance < 0, config.relative_attention_num_buckets // 2, 0)
+    return table.astype(jnp.float32)[bucket].transpose(2, 0, 1)[None]
+
+
+def padding_bias(mask: Bool[Array, "batch length"]) -> Float[Array, "batch 1 1 length"]:
+    """What hides the padding of a batch from attention."""
+    return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """T5 attention: no biases, and no division by sqrt(d_kv)."""
+
+    config: T5Config
+    has_relative_bias: bool = False
+
+    def setup(self) -> None:
+        c, inner = self.config, self.config.num_heads * self.config.d_kv
+        normal, factor = nn.initializers.normal, self.config.initializer_factor
+        # T5's own initialisation: the query carries the missing 1 / sqrt(d_kv).
+        self.query = self.param("query", normal(factor * (c.d_model * c.d_kv) ** -0.5), (inner, c.d_model))
+        self.key = self.param("key", normal(factor * c.d_model**-0.5), (inner, c.d_model))
+        self.value = self.param("value", normal(factor * c.d_model**-0.5), (inner, c.d_model))
+        self.output = self.param("output", normal(factor * inner**-0.5), (c.d_model, inner))
+        if self.has_relative_bias:
+            shape = (c.relative_attention_num_buckets, c.num_heads)
+            self.relative_bias = self.param("relative_bias", normal(factor * c.d_model**-0.5), shape)
+
+    def _heads(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch num_heads length d_kv"]:
+        return x.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv).transpose(0, 2, 1, 3)
+
+    def keys_values(self, x: Float[Array, "batch length d_model"]) -> KeysValues:
+        """Keys and values of the (normed) states `x`, in the dtype of the weights."""
+        dtype = self.key.dtype
+        return (
+            self._heads(linear(x, self.key)).astype(dtype),
+            self._heads(linear(x, self.value)).astype(dtype),
+        )
+
+    def __call__(
+        self, x: Float[Array, "batch queries d_model"], *segments: Segment
+    ) -> Float[Array, "batch queries d_model"]:
+        """Attends from the (normed) states `x` to all segments together."""
+        query = self._heads(linear(x, self.query)).astype(self.query.dtype)
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        scores = [product("bhqd,bhkd->bhqk", query, s.keys) + s.bias for s in segments]
+        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+        ends = np.cumsum([s.keys.shape[2] for s in segments])[:-1].tolist()
+        context = sum(
+            product("bhqk,bhkd->bhqd", w.astype(s.values.dtype), s.values)
+            for w, s in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
+        )
+        batch, _, length, _ = context.shape
+        return linear(context.transpose(0, 2, 1, 3).reshape(batch, length, -1), self.output)
+
+
+class FeedForward(nn.Module):
+    """T5 1.0's two products, or the gated form of T5 1.1."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length d_model"]:
+        c = self.config
+        normal, factor = nn.initializers.normal, c.initializer_factor
+        activation = {
+            "relu": jax.nn.relu,
+            "silu": jax.nn.silu,
+            "gelu": partial(jax.nn.gelu, approximate=False),
+            "gelu_new": partial(jax.nn.gelu, approximate=True),
+        }[c.activation]
+        wi = self.param("wi", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
+        wo = self.param("wo", normal(factor * c.d_ff**-0.5), (c.d_model, c.d_ff))
+        hidden = activation(linear(x, wi))
+        if c.gated:
+            wi_linear = self.param("wi_linear", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
+            hidden = hidden * linear(x, wi_linear)
+        return linear(hidden, wo)
+
+
+class Norm(nn.Module):
+    """`rms_norm` with its scale."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d_model"]) -> Float[Array, "... d_model"]:
+        scale = self.param("scale", nn.initializers.ones, (self.config.d_model,))
+        return rms_norm(x, scale, self.config.layer_norm_epsilon)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each behind a norm and added to the residual stream."""
+
+    config: T5Config
+    has_relative_bias: bool
+
+    def setup(self) -> None:
+        self.self_attention = Attention(self.config, self.has_relative_bias)
+        self.self_attention_norm = Norm(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.feed_forward_norm = Norm(self.config)
+
+    def __call__(
+        self, hidden: Float[Array, "batch length d_model"], bias: Float[Array, "batch num_heads length length"]
+    ) -> Float[Array, "batch length d_model"]:
+        """Runs the layer on whole sequences."""
+        x = self.self_attention_norm(hidden)
+        hidden = hidden + self.self_attention(x, Segment(*self.self_attention.keys_values(x), bias))
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward.
+
+    The keys and values come from separate calls, since a token that has exited still owes them to the
+    deeper layers (state propagation) and runs nothing else there.
+    """
+
+    config: T5Config
+    has_relative_bias: bool
+
+    def setup(self) -> None:
+        self.self_attention = Attention(self.config, self.has_relative_bias)
+        self.self_attention_norm = Norm(self.config)
+        self.cross_attention = Attention(self.config)
+        self.cross_attention_norm = Norm(self.config)
+        self.feed_forward = FeedForward(self.config)
+        self.feed_forward_norm = Norm(self.config)
+
+    def self_keys_values(self, hidden: Float[Array, "batch length d_model"]) -> KeysValues:
+        """Self-attention keys and values of the states that enter this layer."""
+        return self.self_attention.keys_values(self.self_attention_norm(hidden))
+
+    def cross_keys_values(self, encoded: Float[Array, "batch source d_model"]) -> KeysValues:
+        """Cross-attention keys and values: once per request."""
+        return self.cross_attention.keys_values(encoded)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length d_model"],
+        self_segments: tuple[Segment, ...],
+        cross_segment: Segment,
+    ) -> Float[Array, "batch length d_model"]:
+        """Runs the layer on the states that enter it."""
+        hidden = hidden + self.self_attention(self.self_attention_norm(hidden), *self_segments)
+        hidden = hidden + self.cross_attention(self.cross_attention_norm(hidden), cross_segment)
+        return hidden + self.feed_forward(self.feed_forward_norm(hidden))

@@ -1,0 +1,141 @@
+"""`load_model` and its inverse: a T5 with its parameters and its tokenizer, from a folder or the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from tqdm import tqdm
+
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.convert import (
+    DTYPES,
+    atomic_folder,
+    parameter_shapes,
+    read_checkpoint,
+    write_checkpoint,
+    write_config,
+)
+from dvp_jax.t5.model import Params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+FORMATS = ("huggingface", "orbax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A T5 ready to decode."""
+
+    config: T5Config
+    params: Params
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = False) -> Model:
+    """Loads a T5, T5 1.1, Flan-T5, mT5 or UMT5 checkpoint.
+
+    Args:
+        path: a Hugging Face folder, a folder that `save_model(..., format="orbax")` wrote, or a hub id
+            such as "google-t5/t5-large".
+        dtype: of the parameters, "float32" or "bfloat16".
+        progress: show a bar over tensors.
+
+    Raises:
+        FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
+        ValueError: unknown dtype, a damaged file, tensors that do not fit config.json (all are listed), NaN
+            or infinite weights, another model type.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    folder = Path(path) if Path(path).is_dir() else _download(str(path))
+
+    def bar(items: Any) -> Any:
+        return tqdm(list(items), desc="loading", unit="tensor", disable=not progress)
+
+    if (folder / "params").is_dir():
+        config, params = _read_orbax(folder, dtype)
+    else:
+        config, params = read_checkpoint(folder, dtype, bar)
+    return Model(config, params, load_tokenizer(folder))
+
+
+def save_model(folder: str | Path, model: Model, format: str = "huggingface") -> None:
+    """Writes a checkpoint with its tokenizer: whole or not at all.
+
+    Args:
+        folder: need not exist; must hold no checkpoint.
+        model: what to write.
+        format: "huggingface" (config.json and model.safetensors) or "orbax" (config.json and params/).
+
+    Raises:
+        FileExistsError: the folder holds a checkpoint already.
+        ValueError: unknown format.
+        OSError: the folder cannot be written.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} holds a checkpoint already")
+    with atomic_folder(folder) as partial:
+        if format == "huggingface":
+            write_checkpoint(partial, model.config, model.params)
+        else:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((partial / "params").absolute(), model.params)
+            write_config(partial, model.config, model.params)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(partial)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a checkpoint folder, or None where there is none."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    # transformers warns at length about every prompt that is longer than the pretraining's 512 tokens.
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _read_orbax(folder: Path, dtype: str) -> tuple[T5Config, Params]:
+    config = T5Config.from_file(folder / "config.json")
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata((folder / "params").absolute()).item_metadata
+        names = set(traverse_util.flatten_dict(dict(stored)))
+        config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in names)
+        target = {path: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for path, s in parameter_shapes(config).items()}
+        try:
+            params = checkpointer.restore(
+                (folder / "params").absolute(), traverse_util.unflatten_dict(target)
+            )
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{folder}: the parameters do not fit config.json: {error}") from None
+    return config, params
+
+
+def _download(repository: str) -> Path:
+    """Fetches a hub repository: safetensors where it has them, else PyTorch's files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    small = ["*.json", "spiece.model"]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[*small, "model*.safetensors"]))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(repository, allow_patterns=[*small, "pytorch_model*.bin"]))
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{repository} is neither a folder nor a hub repository that can be reached: {error}"
+        ) from None
+    return folder

@@ -1,0 +1,1 @@
+"""absl launchers, one per question. Run from the root of the repository: `python -m experiments.NAME`."""
