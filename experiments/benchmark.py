@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import platform
 import statistics
 import time
@@ -23,9 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from dvp_jax import launch
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import decode, encode
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
@@ -61,9 +61,12 @@ def cases(model: Model, encoded: Any, layer_loops: list[str], new_tokens: int) -
     """One call that decodes the whole output, per method, exit depth and loop over layers."""
     layers = model.config.num_decoder_layers
     half, quarter = layers // 2, layers // 4
-    settings = [("full", {}, layers), ("static", {"static_exit_layer": half}, half)]
+    settings: list[tuple[str, dict[str, Any], int]] = [
+        ("full", {}, layers),
+        ("static", {"static_exit_layer": half}, half),
+    ]
     settings += [(method, {}, depth) for method in ("calm", "dvp") for depth in (layers, half, quarter)]
-    out = {}
+    out: dict[str, Callable[[], Any]] = {}
     for loop in layer_loops:
         for method, fields, depth in settings:
             cfg = DecodeConfig(method=method, max_new_tokens=new_tokens, layer_loop=loop, **fields)
@@ -81,7 +84,7 @@ def hugging_face_case(model: Model, ids: np.ndarray, new_tokens: int) -> Callabl
         return None
     from dvp_jax.t5.convert import hugging_face_tensors
 
-    config = transformers.T5Config(**model.config.to_hugging_face())
+    config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
     peer = transformers.T5ForConditionalGeneration(config).eval()
     tensors = hugging_face_tensors(model.config, model.params)
     missing, unexpected = peer.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()}, strict=False)
@@ -106,7 +109,8 @@ def hugging_face_case(model: Model, ids: np.ndarray, new_tokens: int) -> Callabl
 
 def measure(calls: dict[str, Callable[[], Any]], rounds: int, new_tokens: int) -> dict[str, dict[str, float]]:
     """Median, least and most ms per token of each call, over rounds in which all run in turn."""
-    first, times = {}, {name: [] for name in calls}
+    first: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in tqdm(calls.items(), desc="compiling", unit="case"):
         start = time.perf_counter()
         jax.block_until_ready(call())
@@ -127,10 +131,8 @@ def measure(calls: dict[str, Callable[[], Any]], rounds: int, new_tokens: int) -
     }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs the benchmark."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # No end token, so that random weights generate the full length.
     config = dataclasses.replace(SHAPES[_SHAPE.value], eos_token_id=-1)
     model = Model(config, init_params(config, jax.random.key(0), jnp.dtype(_DTYPE.value)))
@@ -163,5 +165,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    launch.run(main)

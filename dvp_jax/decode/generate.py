@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,14 +60,18 @@ class DecodeState:
 def _encode(
     config: T5Config, params: Params, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
 ) -> list[KeysValues]:
-    model, variables = T5(config), {"params": params}
-    encoded = model.apply(variables, input_ids, mask, method="encode")
-    return model.apply(variables, encoded, method="cross_keys_values")
+    def both(model: T5) -> list[KeysValues]:
+        return model.cross_keys_values(model.encode(input_ids, mask))
+
+    return nn.apply(both, T5(config))({"params": params})
 
 
 @partial(jax.jit, static_argnums=0)
 def _decode(
-    structure: Structure, params: Params, encoded: Encoded, thresholds: Float[Array, "max_new_tokens num_depths"]
+    structure: Structure,
+    params: Params,
+    encoded: Encoded,
+    thresholds: Float[Array, "max_new_tokens num_depths"],
 ) -> Decoded:
     config, max_new_tokens = structure.config, structure.max_new_tokens
 
@@ -114,7 +119,7 @@ def _decode(
     return lax.while_loop(unfinished, next_token, state).decoded
 
 
-SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512)
+SOURCE_BUCKETS = (32, 64, 128, 256, 512)
 
 
 def source_bucket(length: int) -> int:
@@ -234,10 +239,11 @@ def generate_text(
 
 def to_text(model: Model, out: Decoded, row: int) -> GeneratedText:
     """Row `row` of a batch as text."""
+    assert model.tokenizer is not None
     length = int(out.lengths[row])
     tokens = out.tokens[row, :length].tolist()
     return GeneratedText(
-        text=model.tokenizer.decode(tokens, skip_special_tokens=True),
+        text=str(model.tokenizer.decode(tokens, skip_special_tokens=True)),
         tokens=tokens,
         exit_layers=out.exit_layers[row, :length].tolist(),
         confidences=out.confidences[row, :length].tolist(),
@@ -301,7 +307,7 @@ def teacher_forced_logits(
 
 @partial(jax.jit, static_argnums=0)
 def _forward(config: T5Config, params: Params, ids: Array, mask: Array, targets: Array) -> Array:
-    return T5(config).apply({"params": params}, ids, mask, targets)
+    return nn.apply(lambda model: model(ids, mask, targets), T5(config))({"params": params})
 
 
 def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> np.ndarray:
@@ -313,7 +319,9 @@ def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _check_source(config: T5Config, input_ids: ArrayLike, attention_mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _check_source(
+    config: T5Config, input_ids: ArrayLike, attention_mask: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
     ids = _check_ids("input_ids", input_ids, config.vocab_size)
     mask = np.asarray(attention_mask)
     if mask.shape != ids.shape:

@@ -1,9 +1,8 @@
 """Two interchangeable loops over the layers of one token: the heart of early exit.
 
-Both run layers until every row has exited and then only propagate. `run` and `propagate` take a depth and the
-state and return the state and the layer's new keys and values; a depth is a Python integer in both loops, so
-either may treat depths differently. Weights and caches are closed over by the branches, never carried, and
-so never copied.
+Both run layers until every row has exited; then state propagation gives the layers that did not run the keys
+and values they are owed. Depths are Python integers in both loops, so a layer's program may depend on its
+depth. Weights and caches are closed over by the branches, never carried, and so never copied.
 """
 
 from __future__ import annotations
@@ -32,46 +31,70 @@ class DepthState:
     confidence: Float[Array, " batch"]
 
 
-Layer = Callable[[int, DepthState], tuple[DepthState, KeysValues]]
+RunLayer = Callable[[int, DepthState], tuple[DepthState, KeysValues]]
+Propagate = Callable[[int, Float[Array, "batch d_model"]], KeysValues]
 
 
 def cond_loop(
-    run: Layer, propagate: Layer, depths: Sequence[int], state: DepthState
-) -> tuple[DepthState, list[KeysValues]]:
-    """Unrolled: one `lax.cond` a layer."""
-    fresh = []
+    run: RunLayer, depths: Sequence[int], state: DepthState
+) -> tuple[Array, DepthState, list[KeysValues]]:
+    """Unrolled: one `lax.cond` a layer.
+
+    Returns:
+        How many of the layers ran, the state after them, and the keys and values of each (zeros where it
+        did not run).
+    """
+    count, fresh = jnp.int32(0), []
     for depth in depths:
-        state, keys_values = lax.cond(
-            jnp.all(state.exited), partial(propagate, depth), partial(run, depth), state
-        )
+        layer = partial(run, depth)
+        _, shapes = jax.eval_shape(layer, state)
+        stay = partial(_stay, shapes)
+        count += ~jnp.all(state.exited)
+        state, keys_values = lax.cond(jnp.all(state.exited), stay, layer, state)
         fresh.append(keys_values)
-    return state, fresh
+    return count, state, fresh
+
+
+def _stay(shapes: KeysValues, state: DepthState) -> tuple[DepthState, KeysValues]:
+    return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def while_loop(
-    run: Layer, propagate: Layer, depths: Sequence[int], state: DepthState
-) -> tuple[DepthState, list[KeysValues]]:
-    """A `lax.while_loop` over depth whose body picks the layer by `lax.switch`; then one over the rest."""
+    run: RunLayer, depths: Sequence[int], state: DepthState
+) -> tuple[Array, DepthState, list[KeysValues]]:
+    """A `lax.while_loop` over depth whose body picks the layer by `lax.switch`; returns as `cond_loop`."""
     if not depths:
-        return state, []
-
-    def apply(layer: Layer, carry: tuple) -> tuple:
-        index, state, fresh = carry
-        state, keys_values = lax.switch(index, [partial(layer, depth) for depth in depths], state)
-        write = partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
-        return index + 1, state, jax.tree.map(write, fresh, keys_values)
+        return jnp.int32(0), state, []
 
     def some_row_goes_on(carry: tuple) -> Any:
         index, state, _ = carry
         return (index < len(depths)) & ~jnp.all(state.exited)
 
-    _, shapes = jax.eval_shape(partial(propagate, depths[0]), state)
+    def next_layer(carry: tuple) -> tuple:
+        index, state, fresh = carry
+        state, keys_values = lax.switch(index, [partial(run, depth) for depth in depths], state)
+        write = partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
+        return index + 1, state, jax.tree.map(write, fresh, keys_values)
+
+    _, shapes = jax.eval_shape(partial(run, depths[0]), state)
     fresh = jax.tree.map(lambda x: jnp.zeros((len(depths), *x.shape), x.dtype), shapes)
-    carry = lax.while_loop(some_row_goes_on, partial(apply, run), (0, state, fresh))
-    _, state, (keys, values) = lax.while_loop(
-        lambda carry: carry[0] < len(depths), partial(apply, propagate), carry
-    )
-    return state, list(zip(keys, values, strict=True))
+    count, state, (keys, values) = lax.while_loop(some_row_goes_on, next_layer, (jnp.int32(0), state, fresh))
+    return count, state, list(zip(keys, values, strict=True))
+
+
+def propagate_state(
+    propagate: Propagate, depths: Sequence[int], count: Array, state: DepthState, fresh: list[KeysValues]
+) -> list[KeysValues]:
+    """Keys and values of all layers, those after the first `count` computed from the frozen states.
+
+    One straight branch for each count: its products are independent of each other and run side by side.
+    """
+
+    def branch(ran: int, hidden: Array, fresh: list[KeysValues]) -> list[KeysValues]:
+        return fresh[:ran] + [propagate(depth, hidden) for depth in depths[ran:]]
+
+    branches = [partial(branch, ran) for ran in range(len(fresh) + 1)]
+    return lax.switch(count, branches, state.hidden, fresh)
 
 
 LAYER_LOOPS = {"cond": cond_loop, "while": while_loop}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState
+from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state
 from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
@@ -61,7 +62,8 @@ def decode_token(
     vocabulary = whole
 
     def leave(state: DepthState, rows: Array, token: Array, confidence: Array) -> DepthState:
-        return state.replace(
+        return dataclasses.replace(
+            state,
             exited=state.exited | rows,
             token=jnp.where(rows, token, state.token),
             confidence=jnp.where(rows, confidence, state.confidence),
@@ -69,7 +71,8 @@ def decode_token(
 
     def run(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
         hidden, keys_values = layers.run(depth, state.hidden)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
             exit_layer=jnp.where(state.exited, state.exit_layer, depth),
         )
@@ -77,9 +80,6 @@ def decode_token(
             token, confidence = policy.read(state.hidden, vocabulary)
             state = leave(state, ~state.exited & (confidence > thresholds[depth - 1]), token, confidence)
         return state, keys_values
-
-    def propagate(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
-        return state, layers.keys_values(depth, state.hidden)
 
     state = DepthState(
         hidden=embed(params["shared"], token[:, None])[:, 0],
@@ -94,10 +94,10 @@ def decode_token(
         vocabulary = policy.observe(depth, state.hidden, vocabulary)
         fresh.append(keys_values)
 
-    candidates = range(policy.first_exit + 1, policy.last_depth + 1)
-    state, keys_values = LAYER_LOOPS[structure.layer_loop](run, propagate, candidates, state)
-    fresh += keys_values
-    fresh += [propagate(depth, state)[1] for depth in range(policy.last_depth + 1, config.num_decoder_layers + 1)]
+    depths = range(policy.first_exit + 1, policy.last_depth + 1)
+    count, state, ran = LAYER_LOOPS[structure.layer_loop](run, depths, state)
+    deeper = range(policy.first_exit + 1, config.num_decoder_layers + 1)
+    fresh += propagate_state(layers.keys_values, deeper, count, state, ran)
 
     def read_last(state: DepthState) -> DepthState:
         return leave(state, ~state.exited, *policy.read_last(state.hidden, whole, vocabulary))
@@ -131,11 +131,16 @@ class DecoderLayers:
         positions = jnp.arange(max_new_tokens)
         table = self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
         bias = partial(
-            relative_bias, table, step[None], max_length=max_new_tokens, config=self._config, bidirectional=False
+            relative_bias,
+            table,
+            step[None],
+            max_length=max_new_tokens,
+            config=self._config,
+            bidirectional=False,
         )
         return bias(positions) + jnp.where(positions < step, 0.0, MASKED), bias(step[None])
 
-    def _apply(self, depth: int, method: str, *args: object) -> Array | KeysValues:
+    def _apply(self, depth: int, method: str, *args: object) -> Any:
         index = depth - 1
         layer = DecoderLayer(self._config, has_relative_bias(self._config, index))
         return layer.apply({"params": self._params[f"layers_{index}"]}, *args, method=method)

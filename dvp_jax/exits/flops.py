@@ -13,7 +13,8 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
 
     Sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and of
     (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the
-    gather and the last head: for comparison with published figures only.
+    gather and the last head: for comparison with published figures only. Methods that ask for no confidence
+    count 0.
 
     Args:
         exit_layers: layers run per token, any shape.
@@ -23,6 +24,8 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
     Returns:
         float64, of the shape of exit_layers.
     """
+    if not isinstance(policy, CALM):
+        return np.zeros(np.shape(exit_layers))
     whole = (2 * config.d_model - 1) * config.vocab_size
     depths = np.minimum(exit_layers, config.num_decoder_layers - 1) + 1.0
     if not isinstance(policy, DVP):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from jaxtyping import Array, Float, Int
 
-from dvp_jax.exits.confidence import CONFIDENCE_MEASURES
+from dvp_jax.exits.confidence import CONFIDENCE_MEASURES, best_two
 from dvp_jax.exits.vocabulary import Vocabulary
 
 Reading = tuple[Int[Array, " batch"], Float[Array, " batch"]]
@@ -52,21 +52,22 @@ class Static:
     confidence: str
 
     @property
-    def first_exit(self) -> int:  # noqa: D102
+    def first_exit(self) -> int:
         return self.depth
 
     @property
-    def last_depth(self) -> int:  # noqa: D102
+    def last_depth(self) -> int:
         return self.depth
 
-    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:  # noqa: D102
+    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
         return vocabulary
 
-    def read(self, hidden: Array, vocabulary: Vocabulary) -> Reading:  # noqa: D102
+    def read(self, hidden: Array, vocabulary: Vocabulary) -> Reading:
         logits = vocabulary.logits(hidden)
-        return vocabulary.token(logits), CONFIDENCE_MEASURES[self.confidence](logits)
+        best = best_two(logits)
+        return vocabulary.token(best.candidate), CONFIDENCE_MEASURES[self.confidence](logits, best)
 
-    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:  # noqa: D102
+    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:
         return self.read(hidden, whole)
 
 
@@ -80,7 +81,7 @@ class CALM(Static):
     min_exit_layer: int
 
     @property
-    def first_exit(self) -> int:  # noqa: D102
+    def first_exit(self) -> int:
         return self.min_exit_layer
 
 
@@ -95,10 +96,10 @@ class DVP(CALM):
     prune_size: int
     final_vocab: str
 
-    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:  # noqa: D102
+    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
         if depth != self.prune_layer:
             return vocabulary
         return vocabulary.prune(vocabulary.logits(hidden), self.prune_size)
 
-    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:  # noqa: D102
+    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:
         return self.read(hidden, whole if self.final_vocab == "full" else vocabulary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -32,10 +34,9 @@ class Vocabulary:
         x = x.astype(self.rows.dtype)
         return jnp.einsum("bd,bkd->bk", x, self.rows, preferred_element_type=jnp.float32)
 
-    def token(self, logits: Float[Array, "batch candidates"]) -> Int[Array, " batch"]:
-        """The likeliest token; ties go to the smaller id."""
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return best if self.ids is None else jnp.take_along_axis(self.ids, best[:, None], axis=1)[:, 0]
+    def token(self, index: Int[Array, " batch"]) -> Int[Array, " batch"]:
+        """Token id of the candidate at `index` of each row."""
+        return index if self.ids is None else jnp.take_along_axis(self.ids, index[:, None], axis=1)[:, 0]
 
     def prune(self, logits: Float[Array, "batch vocab"], size: int) -> Vocabulary:
         """Keeps the `size` tokens with the largest whole-vocabulary logits (ties: the smaller id).
@@ -47,4 +48,4 @@ class Vocabulary:
         _, ids = lax.top_k(logits, size)
         # Ascending, so that a tie among kept logits falls as it does in the whole vocabulary.
         ids = jnp.sort(ids, axis=-1)
-        return self.replace(rows=jnp.take(self.rows, ids, axis=0), ids=ids)
+        return dataclasses.replace(self, rows=jnp.take(self.rows, ids, axis=0), ids=ids)

@@ -30,7 +30,13 @@ DTYPES = ("float32", "bfloat16")
 ParameterPath = tuple[str, ...]
 """A parameter's keys, from the root of the nested dict."""
 
-_ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o", "relative_bias": "relative_attention_bias"}
+_ATTENTION = {
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "output": "o",
+    "relative_bias": "relative_attention_bias",
+}
 _BLOCKS = {
     "self_attention": "SelfAttention",
     "cross_attention": "EncDecAttention",
@@ -88,17 +94,12 @@ class TensorFiles(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, folder: Path) -> None:
-        for stem, ending, open_file in (
-            ("model", "safetensors", _SafetensorsFile),
-            ("pytorch_model", "bin", _PytorchFile),
-        ):
-            if files := _files_of(folder, stem, ending):
-                break
-        else:
+        readers: list[Any] = [_SafetensorsFile(file) for file in _files_of(folder, "model", "safetensors")]
+        readers = readers or [_PytorchFile(file) for file in _files_of(folder, "pytorch_model", "bin")]
+        if not readers:
             raise FileNotFoundError(
                 f"{folder} has no weights; looked for model.safetensors, pytorch_model.bin and their index files"
             )
-        readers = [open_file(file) for file in files]
         self._reader_of: dict[str, Any] = {name: reader for reader in readers for name in reader.shapes}
 
     def __getitem__(self, name: str) -> np.ndarray:

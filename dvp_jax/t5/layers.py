@@ -8,7 +8,8 @@ weights and accumulated in float32.
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -40,7 +41,9 @@ KeysValues = tuple[Float[Array, "batch num_heads length d_kv"], Float[Array, "ba
 def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "... outputs"]:
     """`x @ weight.T`, in the weight's dtype, accumulated in float32."""
     # As an einsum, since XLA may transpose the weight in memory for `x @ weight.T`.
-    return jnp.einsum("...i,oi->...o", x.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+    rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
+    out = jnp.einsum("bi,oi->bo", rows, weight, preferred_element_type=jnp.float32)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(
@@ -141,12 +144,12 @@ class Attention(nn.Module):
         scores = [product("bhqd,bhkd->bhqk", query, s.keys) + s.bias for s in segments]
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
         ends = np.cumsum([s.keys.shape[2] for s in segments])[:-1].tolist()
-        context = sum(
+        parts = [
             product("bhqk,bhkd->bhqd", w.astype(s.values.dtype), s.values)
             for w, s in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
-        )
-        batch, _, length, _ = context.shape
-        return linear(context.transpose(0, 2, 1, 3).reshape(batch, length, -1), self.output)
+        ]
+        context = reduce(jnp.add, parts).transpose(0, 2, 1, 3)
+        return linear(context.reshape(*x.shape[:2], -1), self.output)
 
 
 class FeedForward(nn.Module):
@@ -158,15 +161,15 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length d_model"]:
         c = self.config
         normal, factor = nn.initializers.normal, c.initializer_factor
-        activation = {
+        activations: dict[str, Callable[[Array], Array]] = {
             "relu": jax.nn.relu,
             "silu": jax.nn.silu,
             "gelu": partial(jax.nn.gelu, approximate=False),
             "gelu_new": partial(jax.nn.gelu, approximate=True),
-        }[c.activation]
+        }
         wi = self.param("wi", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
         wo = self.param("wo", normal(factor * c.d_ff**-0.5), (c.d_model, c.d_ff))
-        hidden = activation(linear(x, wi))
+        hidden = activations[c.activation](linear(x, wi))
         if c.gated:
             wi_linear = self.param("wi_linear", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
             hidden = hidden * linear(x, wi_linear)
@@ -197,7 +200,9 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = Norm(self.config)
 
     def __call__(
-        self, hidden: Float[Array, "batch length d_model"], bias: Float[Array, "batch num_heads length length"]
+        self,
+        hidden: Float[Array, "batch length d_model"],
+        bias: Float[Array, "batch num_heads length length"],
     ) -> Float[Array, "batch length d_model"]:
         """Runs the layer on whole sequences."""
         x = self.self_attention_norm(hidden)

@@ -116,9 +116,7 @@ def _read_orbax(folder: Path, dtype: str) -> tuple[T5Config, Params]:
         config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in names)
         target = {path: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for path, s in parameter_shapes(config).items()}
         try:
-            params = checkpointer.restore(
-                (folder / "params").absolute(), traverse_util.unflatten_dict(target)
-            )
+            params = checkpointer.restore((folder / "params").absolute(), traverse_util.unflatten_dict(target))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{folder}: the parameters do not fit config.json: {error}") from None
     return config, params

@@ -126,7 +126,9 @@ def has_relative_bias(config: T5Config, index: int) -> bool:
     return index == 0 or config.relative_bias_per_layer
 
 
-def embed(shared: Float[Array, "vocab d_model"], ids: Int[Array, "batch length"]) -> Float[Array, "batch length d"]:
+def embed(
+    shared: Float[Array, "vocab d_model"], ids: Int[Array, "batch length"]
+) -> Float[Array, "batch length d"]:
     """The residual stream before the first layer, float32."""
     return jnp.take(shared, ids, axis=0).astype(jnp.float32)
 

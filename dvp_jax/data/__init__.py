@@ -1,0 +1,24 @@
+"""Tasks: prompts, references and the metric that they are scored by."""
+
+from dvp_jax.data.samsum import Samsum
+from dvp_jax.data.squad import Squad
+from dvp_jax.data.task import Example, Task
+from dvp_jax.data.translation import Translation
+
+TASKS: dict[str, type] = {"squad": Squad, "samsum": Samsum, "translation": Translation}
+
+__all__ = ["TASKS", "Example", "Samsum", "Squad", "Task", "Translation", "make_task"]
+
+
+def make_task(name: str, **fields: object) -> Task:
+    """The task `name`, with the given fields.
+
+    Raises:
+        ValueError: an unknown task, or a field that it does not have.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task is {name!r}; allowed: {', '.join(TASKS)}")
+    allowed = TASKS[name].__dataclass_fields__  # type: ignore[attr-defined]
+    if unknown := [field for field in fields if field not in allowed]:
+        raise ValueError(f"task {name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return TASKS[name](**fields)

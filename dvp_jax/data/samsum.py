@@ -1,0 +1,61 @@
+"""SamSum: summaries of messenger dialogues."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from dvp_jax.data.task import Example, load_hub, read_text
+from dvp_jax.metrics.rouge import rouge_scores
+
+_COLUMNS = ("id", "dialogue", "summary")
+
+
+@dataclasses.dataclass(frozen=True)
+class Samsum:
+    """SamSum with T5's prompt.
+
+    Attributes:
+        path: a CSV file with the columns id, dialogue, summary; None for the data set `dataset` of the hub.
+        dataset: hub id.
+        split: of the hub data set; the published figures are those of "validation".
+    """
+
+    path: str | None = None
+    dataset: str = "knkarthick/samsum"
+    split: str = "validation"
+    name: str = dataclasses.field(default="samsum", init=False)
+    max_source_length: int = 512
+    max_new_tokens: int = 128
+
+    def load(self) -> list[Example]:
+        """All dialogues. See `Task.load`."""
+        rows = self._from_file(self.path) if self.path is not None else load_hub(self.dataset, self.split)
+        return [
+            Example(str(row["id"]), f"summarize: {row['dialogue']}", (row["summary"],))
+            for row in rows
+            if row["dialogue"] and row["summary"]
+        ]
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        """ROUGE-L, 1, 2 and Lsum, in percent."""
+        return rouge_scores(predictions, [example.references[0] for example in examples])
+
+    @staticmethod
+    def _from_file(path: str) -> list[dict[str, str]]:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = []
+        try:
+            if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"{path}, line 1: no column {', '.join(missing)}")
+            for row in reader:
+                if None in row or any(row[name] is None for name in _COLUMNS):
+                    raise ValueError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} columns")
+                rows.append(row)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        if not rows:
+            raise ValueError(f"{path} holds no dialogues")
+        return rows

@@ -1,0 +1,74 @@
+"""Translation from parallel text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from dvp_jax.data.task import Example, load_hub, read_text
+from dvp_jax.metrics.translation import translation_scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Translation with T5's prompt, "translate English to German: ".
+
+    Attributes:
+        source_path: a file of source lines; None for the data set `dataset` of the hub.
+        target_path: a file of as many reference lines.
+        source_language: English name, as in the prompt.
+        target_language: English name, as in the prompt.
+        dataset: hub id of a data set whose rows hold both sentences.
+        subset: its configuration, if it has several.
+        split: of the hub data set.
+        source_column: the column of the source, or the language code inside a `translation` column.
+        target_column: the same of the reference.
+    """
+
+    source_path: str | None = None
+    target_path: str | None = None
+    source_language: str = "English"
+    target_language: str = "German"
+    dataset: str = "bentrevett/multi30k"
+    subset: str | None = None
+    split: str = "test"
+    source_column: str = "en"
+    target_column: str = "de"
+    name: str = dataclasses.field(default="translation", init=False)
+    max_source_length: int = 512
+    max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if (self.source_path is None) != (self.target_path is None):
+            raise ValueError(
+                f"source_path is {self.source_path!r} and target_path {self.target_path!r}; "
+                "allowed: both or neither"
+            )
+
+    def load(self) -> list[Example]:
+        """All sentence pairs. See `Task.load`."""
+        prompt = f"translate {self.source_language} to {self.target_language}: "
+        return [
+            Example(str(index), prompt + source, (target,)) for index, (source, target) in enumerate(self._pairs())
+        ]
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        """BLEU and chrF of the corpus."""
+        return translation_scores(predictions, [example.references[0] for example in examples])
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        if self.source_path is None or self.target_path is None:
+            rows = load_hub(self.dataset, self.split, self.subset)
+            rows = [row.get("translation", row) for row in rows]
+            return [(row[self.source_column], row[self.target_column]) for row in rows]
+        sources, targets = (read_text(path).splitlines() for path in (self.source_path, self.target_path))
+        if len(sources) != len(targets):
+            raise ValueError(
+                f"{self.source_path} has {len(sources)} lines and {self.target_path} {len(targets)}; "
+                "allowed: as many in both"
+            )
+        for path, lines in ((self.source_path, sources), (self.target_path, targets)):
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    raise ValueError(f"{path}, line {number}: empty")
+        return list(zip(sources, targets, strict=True))

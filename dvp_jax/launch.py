@@ -1,0 +1,30 @@
+"""Starts a launcher: refuses stray arguments, and shows bad input as one line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags and calls `main`; its return value is the exit status.
+
+    Args:
+        main: may raise ValueError or OSError for bad input.
+    """
+
+    def call(argv: list[str]) -> int | None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return main()
+        except (ValueError, OSError, ImportError) as error:
+            if logging.get_verbosity() >= logging.DEBUG:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(call)

@@ -1,0 +1,56 @@
+"""Checks on your own model that the fast decoders give what the plain one gives, and prints what differs.
+
+    python -m experiments.check --model=CHECKPOINT --prompt="translate English to German: Hello."
+
+Exit status 1 if anything differs. A difference whose confidence lies within 1e-5 of the threshold, or whose
+logits do of each other, is a tie that rounding broke in two ways.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import flags
+
+from dvp_jax import launch
+from dvp_jax.check import check_model
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.generate import tokenize
+from dvp_jax.t5.load import load_model
+
+_MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
+_PROMPTS = flags.DEFINE_multi_string("prompt", None, "A prompt; repeat for more. Default: random ids.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
+_THRESHOLD = flags.DEFINE_float("threshold", 0.5, "What confidence must exceed.")
+_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may leave.")
+_PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
+_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "Tokens that are kept.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "Tokens to generate at most.")
+
+
+def main() -> int:
+    """Runs all checks."""
+    cfg = DecodeConfig(
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        threshold=_THRESHOLD.value,
+        min_exit_layer=_MIN_EXIT_LAYER.value,
+        prune_layer=_PRUNE_LAYER.value,
+        prune_size=_PRUNE_SIZE.value,
+    )
+    model = load_model(_MODEL.value, _DTYPE.value, progress=True)
+    if _PROMPTS.value:
+        ids, mask = tokenize(model, _PROMPTS.value, 512)
+    else:
+        rng = np.random.default_rng(0)
+        lengths = np.array([5, 12, 27, 9])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.where(mask, rng.integers(3, model.config.vocab_size, mask.shape), model.config.pad_token_id)
+    checks = check_model(model, ids, mask, cfg)
+    for check in checks:
+        print(f"{'differs' if check.differences else 'same':8} {check.name}")
+        for difference in check.differences:
+            print(f"         {difference}")
+    return int(any(check.differences for check in checks))
+
+
+if __name__ == "__main__":
+    launch.run(main)

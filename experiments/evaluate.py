@@ -1,0 +1,45 @@
+"""Evaluates several ways of decoding over one task, side by side.
+
+    python -m experiments.evaluate --config=experiments/configs/multi30k.py --workdir=runs/multi30k \
+        --config.model=CHECKPOINT --config.task.source_path=test.en --config.task.target_path=test.de
+
+Writes results.json and predictions.jsonl under --workdir and prints the table.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_flags
+
+from dvp_jax import launch
+from dvp_jax.data import make_task
+from dvp_jax.decode.config import METHODS, DecodeConfig
+from dvp_jax.evaluation import evaluate, prepare_workdir, results_table, write_results
+from dvp_jax.t5.load import load_model
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and predictions.jsonl go.", required=True)
+
+
+def main() -> None:
+    """Runs the evaluation that the flags describe."""
+    config = _CONFIG.value
+    if not config.model:
+        raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    workdir = prepare_workdir(_WORKDIR.value)
+    task = make_task(**config.task)
+    methods = {
+        name: DecodeConfig(**{"max_new_tokens": task.max_new_tokens, **fields})
+        for name, fields in config.methods.items()
+    }
+    # A ConfigDict sorts by name.
+    methods = dict(sorted(methods.items(), key=lambda item: (METHODS.index(item[1].method), item[1].prune_size)))
+    model = load_model(config.model, config.dtype, progress=True)
+    rows, predictions = evaluate(model, task, methods, batch_size=config.batch_size, limit=config.limit)
+    write_results(workdir, rows, predictions, model=config.model, config=config.to_dict())
+    print(results_table(rows))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    launch.run(main)

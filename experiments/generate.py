@@ -1,0 +1,49 @@
+"""Generates from one prompt, and shows after how many layers each token left the decoder.
+
+python -m experiments.generate --model=google-t5/t5-large --prompt="translate English to German: Hello."
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from dvp_jax import launch
+from dvp_jax.decode.config import METHODS, DecodeConfig
+from dvp_jax.decode.generate import generate_text
+from dvp_jax.t5.load import load_model
+
+_MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
+_PROMPT = flags.DEFINE_string("prompt", None, "What to generate from, with the task's prefix.", required=True)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
+_METHOD = flags.DEFINE_enum("method", "dvp", METHODS, "How to decode.")
+_THRESHOLD = flags.DEFINE_float("threshold", 0.9, "What confidence must exceed.")
+_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may leave.")
+_PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
+_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "Tokens that are kept.")
+_STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth of method static.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Tokens to generate at most.")
+
+
+def main() -> None:
+    """Generates and prints."""
+    cfg = DecodeConfig(
+        method=_METHOD.value,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        threshold=_THRESHOLD.value,
+        min_exit_layer=_MIN_EXIT_LAYER.value,
+        prune_layer=_PRUNE_LAYER.value,
+        prune_size=_PRUNE_SIZE.value,
+        static_exit_layer=_STATIC.value,
+    )
+    model = load_model(_MODEL.value, _DTYPE.value, progress=True)
+    (out,) = generate_text(model, [_PROMPT.value], cfg)
+    print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
+    assert model.tokenizer is not None  # else generate_text had refused
+    pieces = model.tokenizer.convert_ids_to_tokens(out.tokens)
+    for piece, layer, confidence in zip(pieces, out.exit_layers, out.confidences, strict=True):
+        print(f"{piece:20} {layer:10} {confidence:18.3f}")
+    print(f"{'mean':20} {sum(out.exit_layers) / len(out.exit_layers):10.2f}")
+
+
+if __name__ == "__main__":
+    launch.run(main)

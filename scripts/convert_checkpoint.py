@@ -1,0 +1,28 @@
+"""Converts a T5 checkpoint between Hugging Face's format and Orbax.
+
+    python scripts/convert_checkpoint.py --source=google-t5/t5-large --output=t5-large-orbax --format=orbax
+    python scripts/convert_checkpoint.py --source=t5-large-orbax --output=t5-large-bf16 --dtype=bfloat16
+
+The source is a Hugging Face folder, a folder written by this script, or a hub id; the tokenizer goes along.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from dvp_jax import launch
+from dvp_jax.t5.load import FORMATS, load_model, save_model
+
+_SOURCE = flags.DEFINE_string("source", None, "Checkpoint folder or hub id.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must hold no checkpoint.", required=True)
+_FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Format to write.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype to write: float32 or bfloat16.")
+
+
+def main() -> None:
+    """Converts."""
+    save_model(_OUTPUT.value, load_model(_SOURCE.value, _DTYPE.value, progress=True), _FORMAT.value)
+
+
+if __name__ == "__main__":
+    launch.run(main)
