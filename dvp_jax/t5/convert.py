@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ _REDUNDANT = re.compile(
 )
 
 
-class TensorFiles(Mapping[str, np.ndarray]):
+class TensorFiles:
     """The tensors of a Hugging Face folder by name, each read when asked for.
 
     Args:
@@ -105,11 +105,11 @@ class TensorFiles(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._reader_of[name].read(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._reader_of
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader_of)
-
-    def __len__(self) -> int:
-        return len(self._reader_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -217,16 +217,22 @@ def read_checkpoint(
 
 
 def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    found = {name: tensors.shape(name) for name in tensors if name in expected or not _REDUNDANT.fullmatch(name)}
+    check_shapes(folder, found, expected)
+
+
+def check_shapes(folder: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    """Refuses a checkpoint whose tensors are not those of its config.
+
+    Raises:
+        ValueError: lists every tensor that is missing, superfluous or of another shape.
+    """
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+    problems += [f"not of this model: {name} {shape}" for name, shape in found.items() if name not in expected]
     problems += [
-        f"not of this model: {name} {tensors.shape(name)}"
-        for name in tensors
-        if name not in expected and not _REDUNDANT.fullmatch(name)
-    ]
-    problems += [
-        f"wrong shape: {name} {tensors.shape(name)}; config.json says {shape}"
+        f"wrong shape: {name} {found[name]}; config.json says {shape}"
         for name, shape in expected.items()
-        if name in tensors and tensors.shape(name) != shape
+        if name in found and found[name] != shape
     ]
     if problems:
         raise ValueError(f"{folder}: the tensors do not fit config.json\n  " + "\n  ".join(problems))

@@ -17,6 +17,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import (
     DTYPES,
     atomic_folder,
+    check_shapes,
     parameter_shapes,
     read_checkpoint,
     write_checkpoint,
@@ -110,15 +111,27 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 def _read_orbax(folder: Path, dtype: str) -> tuple[T5Config, Params]:
     config = T5Config.from_file(folder / "config.json")
+    stored_in = (folder / "params").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata((folder / "params").absolute()).item_metadata
-        names = set(traverse_util.flatten_dict(dict(stored)))
-        config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in names)
-        target = {path: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for path, s in parameter_shapes(config).items()}
         try:
-            params = checkpointer.restore((folder / "params").absolute(), traverse_util.unflatten_dict(target))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{folder}: the parameters do not fit config.json: {error}") from None
+            stored = traverse_util.flatten_dict(checkpointer.metadata(stored_in).item_metadata.tree)
+        except (ValueError, OSError, AttributeError) as error:
+            raise ValueError(f"{stored_in} is not a whole Orbax checkpoint: {error}") from None
+        config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in stored)
+        expected = parameter_shapes(config)
+        check_shapes(
+            folder,
+            {"/".join(path): tuple(leaf.shape) for path, leaf in stored.items()},
+            {"/".join(path): shape for path, shape in expected.items()},
+        )
+        target = {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in expected.items()}
+        params = checkpointer.restore(stored_in, traverse_util.unflatten_dict(target))
+    if not_finite := [
+        "/".join(path)
+        for path, leaf in traverse_util.flatten_dict(params).items()
+        if not bool(jnp.isfinite(leaf).all())
+    ]:
+        raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}")
     return config, params
 
 

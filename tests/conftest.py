@@ -1,0 +1,23 @@
+"""Set before any import: no hub, and every test sees the same float32 products."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Each new shape or structure compiles a program, so that a deadline would measure the compiler.
+settings.register_profile("compiles", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+settings.load_profile("compiles")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real checkpoints and data, where there is one."""
+    folder = os.environ.get("DVP_SHARED")
+    if not folder:
+        pytest.skip("DVP_SHARED is not set")
+    return Path(folder)

@@ -1,0 +1,256 @@
+"""Invariants of the decoder, what compiles when, and bad input."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dvp_jax
+from dvp_jax.decode import generate as generate_module
+from dvp_jax.decode.generate import batch_bucket, decode, encode, source_bucket
+from dvp_jax.decode.step import Structure
+from dvp_jax.exits.thresholds import threshold_schedule
+from tests.models import both
+
+MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
+prompts = st.lists(st.lists(st.integers(2, 210), min_size=1, max_size=30), min_size=1, max_size=5)
+
+
+def padded(rows, width=None, left=False):
+    width = max(map(len, rows)) if width is None else width
+    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, place], mask[index, place] = row, 1
+    return ids, mask
+
+
+def run(rows, cfg, **kwargs):
+    return dvp_jax.generate(both(*MODEL)[1], *padded(rows, **kwargs), cfg)
+
+
+def assert_same(one, other, rows=slice(None)):
+    np.testing.assert_array_equal(one.tokens[rows], other.tokens)
+    np.testing.assert_array_equal(one.exit_layers[rows], other.exit_layers)
+    np.testing.assert_array_equal(one.lengths[rows], other.lengths)
+    np.testing.assert_allclose(one.confidences[rows], other.confidences, atol=1e-4)
+
+
+CALM = dvp_jax.DecodeConfig(method="calm", max_new_tokens=8, threshold=0.4, min_exit_layer=1)
+DVP = dataclasses.replace(CALM, method="dvp", prune_layer=1, prune_size=10)
+FULL = dataclasses.replace(CALM, method="full")
+
+
+@settings(max_examples=15)
+@given(rows=prompts, method=st.sampled_from(["calm", "dvp"]), loop=st.sampled_from(["cond", "while"]))
+def test_threshold_one_never_exits(rows, method, loop):
+    never = dataclasses.replace(DVP, method=method, threshold=1.0, layer_loop=loop)
+    assert_same(run(rows, never), run(rows, FULL))
+
+
+@settings(max_examples=15)
+@given(rows=prompts, threshold=st.sampled_from([0.1, 0.4, 0.8]), final_vocab=st.sampled_from(["full", "pruned"]))
+def test_keeping_the_whole_vocabulary_equals_calm(rows, threshold, final_vocab):
+    whole = dataclasses.replace(DVP, prune_size=211, threshold=threshold, final_vocab=final_vocab)
+    assert_same(run(rows, whole), run(rows, dataclasses.replace(CALM, threshold=threshold)))
+
+
+@settings(max_examples=15)
+@given(rows=prompts, cfg=st.sampled_from([FULL, CALM, DVP]), left=st.booleans(), extra=st.integers(0, 40))
+def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
+    batch = run(rows, cfg, width=max(map(len, rows)) + extra, left=left)
+    for index, row in enumerate(rows):
+        assert_same(batch, run([row], cfg), rows=[index])
+
+
+@settings(max_examples=15)
+@given(rows=prompts, cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3)]))
+def test_both_layer_loops_give_the_same(rows, cfg):
+    loops = [run(rows, dataclasses.replace(cfg, layer_loop=loop)) for loop in ("cond", "while")]
+    assert_same(*loops)
+
+
+def test_rows_of_one_batch_exit_at_different_depths():
+    out = run([[first, 5] for first in range(2, 10)], CALM)
+    assert any(len(set(column)) > 1 for column in out.exit_layers.T), "else batching was not tested above"
+
+
+def test_static_at_the_last_depth_equals_full():
+    rows = [[3, 4, 5], [9]]
+    static = dataclasses.replace(CALM, method="static", static_exit_layer=4)
+    assert_same(run(rows, static), run(rows, FULL))
+
+
+def test_one_kept_token_always_exits_after_pruning_unless_the_threshold_is_one():
+    rows = [[3, 4, 5], [9, 8]]
+    one = dataclasses.replace(DVP, prune_size=1, min_exit_layer=2, threshold=0.99)
+    out = run(rows, one)
+    assert (out.exit_layers == np.where(out.exit_layers > 0, 2, 0)).all()
+    assert (out.confidences[out.exit_layers > 0] == 1.0).all()
+    assert_same(run(rows, dataclasses.replace(one, threshold=1.0)), run(rows, FULL))
+
+
+def test_a_changed_threshold_does_not_recompile():
+    compiled = generate_module._decode._cache_size()
+    for threshold in (0.11, 0.5, 0.93):
+        for decay in (None, 3.0):
+            run([[3, 4, 5]], dataclasses.replace(DVP, prune_size=17, threshold=threshold, decay_temperature=decay))
+    assert generate_module._decode._cache_size() == compiled + 1
+
+
+def test_lengths_within_a_bucket_share_one_program():
+    compiled = generate_module._encode._cache_size(), generate_module._decode._cache_size()
+    cfg = dataclasses.replace(DVP, prune_size=19)
+    for length in (33, 40, 50, 64):
+        run([[7] * length], cfg)
+    sizes = generate_module._encode._cache_size(), generate_module._decode._cache_size()
+    assert sizes[1] == compiled[1] + 1 and sizes[0] <= compiled[0] + 1
+
+
+@pytest.mark.parametrize(("length", "bucket"), [(1, 32), (32, 32), (33, 64), (512, 512), (513, 1024), (1500, 1536)])
+def test_source_buckets(length, bucket):
+    assert source_bucket(length) == bucket
+
+
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (16, 16), (17, 32)])
+def test_batch_buckets(rows, bucket):
+    assert batch_bucket(rows) == bucket
+
+
+@pytest.mark.parametrize("loop", ["cond", "while"])
+@pytest.mark.parametrize("method", ["full", "calm", "dvp"])
+def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop):
+    # Dimensions that nothing but weights has.
+    _, model = both("t5", vocab_size=1009, d_model=96, d_kv=20, d_ff=264, num_heads=5)
+    ids = np.full((1, 20), 3)
+    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16)
+    structure = Structure(model.config, cfg.policy(4, 1009), 16, loop)
+    thresholds = threshold_schedule(0.5, 16, 4)
+    encoded = encode(model, ids, np.ones_like(ids))
+    hlo = generate_module._decode.lower(structure, model.params, encoded, thresholds).compile().as_text()
+    weights = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2 and leaf.size > 1000}
+    assert (96, 264) in weights and (96, 1009) in weights
+    moved = re.findall(r"= \w+\[([\d,]*)\]\S* (?:copy|transpose|copy-start|concatenate)\(", hlo)
+    shapes = {tuple(sorted(map(int, dims.split(",")))) for dims in moved if dims}
+    assert shapes, "the pattern found no copies at all: has the text format changed?"
+    assert not shapes & weights
+
+
+def test_forced_exits_follow_thresholds_by_token_and_depth():
+    _, model = both(*MODEL)
+    thresholds = np.full((8, 4), np.inf, np.float32)
+    wanted = [1, 4, 2, 3, 3, 1, 4, 2]
+    for t, depth in enumerate(wanted):
+        if depth < 4:
+            thresholds[t, depth - 1] = -np.inf
+    unending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    out = decode(unending, encode(unending, [[3, 4]], [[1, 1]]), CALM, thresholds)
+    assert out.exit_layers.tolist() == [wanted]
+    with pytest.raises(ValueError, match=r"thresholds has shape \(8, 3\); allowed: \(8, 4\)"):
+        decode(unending, encode(unending, [[3, 4]], [[1, 1]]), CALM, thresholds[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp"),
+        ({"confidence": "softmax"}, "confidence is 'softmax'; allowed: softmax_diff"),
+        ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
+        ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
+        ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),
+        ({"threshold": -0.1}, "threshold is -0.1; allowed: a number from 0 to 1"),
+        ({"threshold": math.nan}, "threshold is nan; allowed: a number from 0 to 1"),
+        ({"threshold": None}, "threshold is None; allowed: a number from 0 to 1"),
+        ({"decay_temperature": -1.0}, "decay_temperature is -1.0; allowed: None or a number of at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: an integer of at least 1"),
+        ({"prune_size": 0}, "prune_size is 0; allowed: an integer of at least 1"),
+        ({"prune_size": 2.0}, "prune_size is 2.0; allowed: an integer of at least 1"),
+        ({"prune_layer": 0}, "prune_layer is 0; allowed: an integer of at least 1"),
+        ({"prune_layer": 3}, "prune_layer is 3; allowed: at most min_exit_layer, 2"),
+        ({"method": "static"}, "static_exit_layer is None; allowed with method 'static'"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dvp_jax.DecodeConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prune_size": 212}, "prune_size is 212; allowed: an integer from 1 to 211 for this model"),
+        ({"prune_layer": 4, "min_exit_layer": 4}, "prune_layer is 4; allowed: an integer from 1 to 3 for this model"),
+        ({"min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4 for this model"),
+        ({"method": "calm", "min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4"),
+        ({"method": "static", "static_exit_layer": 5}, "static_exit_layer is 5; allowed: an integer from 1 to 4"),
+    ],
+)
+def test_settings_beyond_the_model_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        run([[3]], dvp_jax.DecodeConfig(**{"prune_size": 8, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        ([[3, 4]], [[1]], r"attention_mask has shape \(1, 1\); allowed: that of input_ids, \(1, 2\)"),
+        ([3, 4], [1, 1], r"input_ids has shape \(2,\) and dtype int64; allowed: \(B, S\) integers"),
+        ([[3.0]], [[1]], r"input_ids has shape \(1, 1\) and dtype float64"),
+        (np.zeros((0, 4), int), np.zeros((0, 4)), r"input_ids has shape \(0, 4\)"),
+        ([[3, 211]], [[1, 1]], "input_ids spans 3 to 211; allowed: ids from 0 to 210"),
+        ([[3, -1]], [[1, 1]], "input_ids spans -1 to 3"),
+        ([[3, 4], [5, 6]], [[1, 1], [0, 0]], r"attention_mask is 0 throughout rows \[1\]"),
+    ],
+)
+def test_sources_that_are_none_are_refused(ids, mask, message):
+    with pytest.raises(ValueError, match=message):
+        dvp_jax.generate(both(*MODEL)[1], np.array(ids), np.array(mask), CALM)
+
+
+class Letters:
+    """A tokenizer of letters: a is 2, b is 3, and so on; 1 ends a text."""
+
+    def __call__(self, text):
+        return {"input_ids": [ord(letter) - ord("a") + 2 for letter in text] + [1]}
+
+    def decode(self, tokens, skip_special_tokens):
+        assert skip_special_tokens
+        return " ".join(str(token) for token in tokens if token > 1)
+
+
+def lettered():
+    return dataclasses.replace(both(*MODEL)[1], tokenizer=Letters())
+
+
+def test_generate_text_equals_generate_on_the_tokenized_prompts():
+    texts = dvp_jax.generate_text(lettered(), ["abc", "zebra"], DVP)
+    out = run([[2, 3, 4, 1], [27, 6, 3, 19, 2, 1]], DVP)
+    for index, text in enumerate(texts):
+        length = out.lengths[index]
+        assert text.tokens == out.tokens[index, :length].tolist()
+        assert text.exit_layers == out.exit_layers[index, :length].tolist()
+        assert text.text == " ".join(str(token) for token in text.tokens if token > 1)
+
+
+def test_long_prompts_are_truncated_with_a_warning_that_counts_them():
+    with pytest.warns(UserWarning, match="2 of 3 prompts are longer than 5 tokens and were truncated"):
+        texts = dvp_jax.generate_text(lettered(), ["abcdefgh", "ab", "hgfedcba"], DVP, max_source_length=5)
+    assert texts[0].tokens == dvp_jax.generate_text(lettered(), ["abcd"], DVP)[0].tokens
+
+
+def test_prompts_that_are_none_are_refused():
+    for prompts, message in (
+        ([], r"prompts is \[\]; allowed: a list of at least one text"),
+        ("abc", "prompts is 'abc'; allowed: a list"),
+        (["abc", " "], r"prompts\[1\] is ' '; allowed: a text that is not empty"),
+        ([None], r"prompts\[0\] is None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dvp_jax.generate_text(lettered(), prompts, DVP)
+    with pytest.raises(ValueError, match=r"model\.tokenizer is None"):
+        dvp_jax.generate_text(both(*MODEL)[1], ["abc"], DVP)

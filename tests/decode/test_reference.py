@@ -1,0 +1,88 @@
+"""The jitted decoder against the slow reference, and against the published code's outputs."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import dvp_jax
+from tests.models import both
+from tests.reference import reference_decode
+
+# Spread embeddings and strong layers, so that exits happen at many depths. name: arguments of `both`
+MODELS = {"tied": ("t5", 0, 4.0, 4.0), "untied": ("t5.1.1", 0, 0.35, 3.0), "umt5": ("umt5", 0, 4.0, 3.0)}
+TIE = 1e-5
+"""Decisions closer than this may fall either way in float32."""
+
+
+@st.composite
+def decode_settings(draw):
+    num_layers = 4
+    method = draw(st.sampled_from(["full", "static", "calm", "dvp", "dvp"]))
+    fields = {"method": method, "max_new_tokens": 8}
+    if method == "static":
+        fields["static_exit_layer"] = draw(st.integers(1, num_layers))
+    if method in ("calm", "dvp"):
+        fields["threshold"] = draw(st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0]))
+        fields["min_exit_layer"] = draw(st.integers(1, num_layers))
+        fields["decay_temperature"] = draw(st.sampled_from([None, None, 0.0, 4.0]))
+    if method == "dvp":
+        fields["prune_layer"] = draw(st.integers(1, min(fields["min_exit_layer"], num_layers - 1)))
+        fields["prune_size"] = draw(st.sampled_from([1, 2, 5, 40, 211]))
+        fields["final_vocab"] = draw(st.sampled_from(["full", "pruned"]))
+    return fields
+
+
+def assert_equal_to_reference(out, row, expected):
+    length = len(expected.tokens)
+    assert out.lengths[row] == length
+    assert out.tokens[row, :length].tolist() == expected.tokens
+    assert out.exit_layers[row, :length].tolist() == expected.exit_layers
+    np.testing.assert_allclose(out.confidences[row, :length], expected.confidences, atol=1e-4)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_tokens_and_exits_equal_the_reference(data):
+    fields = data.draw(decode_settings())
+    peer, model = both(*MODELS[data.draw(st.sampled_from(sorted(MODELS)))])
+    prompt = data.draw(st.lists(st.integers(2, 210), min_size=1, max_size=20))
+    expected = reference_decode(peer, prompt, **fields)
+    assume(expected.margin > TIE)
+    loop = data.draw(st.sampled_from(["cond", "while"]))
+    ids = np.array([prompt])
+    cfg = dvp_jax.DecodeConfig(**fields, layer_loop=loop)
+    assert_equal_to_reference(dvp_jax.generate(model, ids, np.ones_like(ids), cfg), 0, expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_these_models_exit_at_every_depth(name):
+    peer, _ = both(*MODELS[name])
+    depths = set()
+    for first in range(2, 30):
+        out = reference_decode(peer, [first, 5], method="calm", threshold=0.3, min_exit_layer=1, max_new_tokens=8)
+        depths |= set(out.exit_layers)
+    assert depths == {1, 2, 3, 4}
+
+
+def test_published_outputs_are_reproduced(shared):
+    model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
+    rows = [json.loads(line) for line in open(shared / "golden" / "t5-multi30k-ende.jsonl", encoding="utf-8")]
+    different = []
+    for row in rows:
+        fields = ("threshold", "min_exit_layer", "prune_layer", "prune_size")
+        cfg = dvp_jax.DecodeConfig(
+            method=row["method"],
+            max_new_tokens=row["max_new_tokens"],
+            **{name: row[name] for name in fields if row.get(name) is not None},
+        )
+        ids = np.array([row["input_ids"]])
+        out = dvp_jax.generate(model, ids, np.ones_like(ids), cfg)
+        length = out.lengths[0]
+        found = out.tokens[0, :length].tolist(), out.exit_layers[0, :length].tolist()
+        if found != (row["tokens"], row["exit_layers"]):
+            different.append((row["id"], found, out.confidences[0, :length].tolist()))
+    print(f"{len(rows) - len(different)} of {len(rows)} published outputs reproduced")
+    assert rows and not different

@@ -1,0 +1,207 @@
+"""Metrics against figures that were counted by hand."""
+
+import math
+
+import pytest
+
+from dvp_jax.metrics.rouge import rouge_scores
+from dvp_jax.metrics.squad import exact_match, normalize_answer, squad_scores, token_f1
+from dvp_jax.metrics.translation import translation_scores
+
+# SQuAD
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  Cat\tsat\non A mat.", "cat sat on mat"),
+        ("an apple, a pear", "apple pear"),
+        ("theatre and banana", "theatre and banana"),  # articles inside words stay
+        (
+            "U.S. well-known the-end",
+            "us wellknown theend",
+        ),  # punctuation goes before articles do, and leaves no gap
+        ("$1,000.50", "100050"),
+        ("A.", ""),
+        ("»Ünïted« Kingdom", "»ünïted« kingdom"),  # only ASCII punctuation goes
+    ],
+)
+def test_answers_are_normalized_as_by_the_official_script(text, normal):
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1"),
+    [
+        ("The cat sat", "a cat sat down.", 2 * 1 * (2 / 3) / (1 + 2 / 3)),  # {cat, sat} of 2 and of 3 words
+        ("Denver Broncos", "denver broncos", 1.0),
+        ("broncos Denver", "Denver Broncos", 1.0),  # order does not count
+        ("Denver", "Carolina Panthers", 0.0),
+        ("the", "a", 0.0),  # no word is left in either
+        ("", "Denver", 0.0),
+        ("Denver", "", 0.0),
+        # Words count as often as they occur in both.
+        ("york york york", "york", 2 * (1 / 3) * 1 / (1 / 3 + 1)),
+        ("new new york", "new york new york", 2 * 1 * (3 / 4) / (1 + 3 / 4)),
+    ],
+)
+def test_f1_is_that_of_the_words(prediction, reference, f1):
+    assert token_f1(prediction, reference) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "same"),
+    [
+        ("The Denver Broncos!", "denver  broncos", 1.0),
+        ("Denver Broncos", "Broncos Denver", 0.0),
+        ("Denver", "Denver Broncos", 0.0),
+        ("", "Denver", 0.0),
+    ],
+)
+def test_exact_match_is_that_of_the_normalized_text(prediction, reference, same):
+    assert exact_match(prediction, reference) == same
+
+
+def test_each_measure_takes_its_own_best_reference():
+    # F1: 2 * 2 / (2 + 3) with the first, 1 with the second; neither is the same text.
+    assert squad_scores(["red green"], [["red green blue", "green red"]]) == {"f1": 100.0, "exact_match": 0.0}
+    assert squad_scores(["red green"], [["red green blue"]]) == pytest.approx({"f1": 80.0, "exact_match": 0.0})
+    assert squad_scores(["red"], [["blue", "red", "green"]]) == {"f1": 100.0, "exact_match": 100.0}
+
+
+def test_squad_scores_are_means_over_questions_in_percent():
+    predictions = ["308", "cat sat", "", "Denver"]
+    references = [["308", "three"], ["cat sat down"], ["x"], ["Denver Broncos Denver"]]
+    # F1: 1, 4/5, 0, 2 * 1 / (1 + 3)
+    scores = squad_scores(predictions, references)
+    assert scores == pytest.approx({"f1": 100 * (1 + 0.8 + 0 + 0.5) / 4, "exact_match": 25.0})
+    assert list(scores) == ["f1", "exact_match"]
+
+
+@pytest.mark.parametrize("score", [squad_scores, rouge_scores])
+def test_as_many_predictions_as_references_are_needed(score):
+    with pytest.raises(ValueError):
+        score(["one", "two"], ["one"])
+
+
+# ROUGE
+
+
+def rouge(prediction, reference):
+    return rouge_scores([prediction], [reference])
+
+
+def test_rouge_counts_words_pairs_and_the_longest_common_subsequence():
+    scores = rouge("the cat sat on the mat", "the cat was on the mat")
+    # Words in both: the, cat, on, the, mat, of 6 and 6. Pairs: "the cat", "on the", "the mat" of 5 and 5.
+    assert scores == pytest.approx(
+        {"rougeL": 100 * 5 / 6, "rouge1": 100 * 5 / 6, "rouge2": 100 * 3 / 5, "rougeLsum": 100 * 5 / 6}
+    )
+    assert list(scores) == ["rougeL", "rouge1", "rouge2", "rougeLsum"]
+
+
+def test_rouge_is_the_harmonic_mean_of_precision_and_recall():
+    scores = rouge("police kill the gunman", "police killed the gunman yesterday evening")
+    # Words 4 of 4 and of 6; pairs 3 of 3 and of 5; subsequence 4.
+    assert scores == pytest.approx({"rougeL": 80.0, "rouge1": 80.0, "rouge2": 75.0, "rougeLsum": 80.0})
+
+
+def test_rouge_l_minds_the_order_and_rouge_1_does_not():
+    scores = rouge("gunman the kill police", "police kill the gunman yesterday evening")
+    # The subsequence is any one word: 1 of 4 and of 6.
+    assert scores["rouge1"] == pytest.approx(80.0)
+    assert scores["rouge2"] == 0.0
+    assert scores["rougeL"] == scores["rougeLsum"] == pytest.approx(100 * 2 * (1 / 4) * (1 / 6) / (1 / 4 + 1 / 6))
+
+
+def test_rouge_compares_stems():
+    assert rouge("running", "runs")["rouge1"] == 100.0
+    assert rouge("he is running", "he is gone")["rouge1"] == pytest.approx(100 * 2 / 3)
+
+
+def test_rouge_ignores_case_and_punctuation():
+    scores = rouge("Hello, WORLD!", "hello world")
+    assert scores == {"rougeL": 100.0, "rouge1": 100.0, "rouge2": 100.0, "rougeLsum": 100.0}
+
+
+def test_rouge_counts_repeated_words_as_often_as_both_have_them():
+    assert rouge("cat cat cat cat", "cat cat dog dog")["rouge1"] == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("end", [". ", "! ", "? ", ".\n", ".  "])
+def test_rouge_lsum_matches_sentence_by_sentence(end):
+    scores = rouge(f"The bird sang{end}The dog barked.", f"The dog barked{end}The bird sang.")
+    # Whole texts: "the dog barked" is common, or "the bird sang", 3 words of 6. By sentences all 6 are.
+    assert scores["rougeL"] == pytest.approx(50.0)
+    assert scores["rougeLsum"] == pytest.approx(100.0)
+    # Pairs: the dog, dog barked, the bird, bird sang, of 5 on each side.
+    assert scores["rouge2"] == pytest.approx(80.0)
+
+
+def test_rouge_lsum_of_one_sentence_is_the_union_over_the_predicted_ones():
+    # The example of Lin 2004, section 3.2: w1 w2 and w1 w3 w5 are common, together 4 of 5 words; 4 of 10 back.
+    scores = rouge("w1 w3 w8 w9 w5. w1 w2 w6 w7 w8.", "w1 w2 w3 w4 w5.")
+    assert scores["rougeLsum"] == pytest.approx(100 * 2 * (4 / 5) * (4 / 10) / (4 / 5 + 4 / 10))
+    # Whole texts: w1 w3 w5.
+    assert scores["rougeL"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 10) / (3 / 5 + 3 / 10))
+
+
+def test_rouge_lsum_does_not_split_inside_a_word():
+    # With "3." apart from "5" the order of the two would not count.
+    assert rouge("5.3", "3.5")["rougeLsum"] == pytest.approx(50.0)
+
+
+def test_rouge_scores_are_means_over_texts():
+    scores = rouge_scores(["same words", "other", ""], ["same words", "thing", "empty"])
+    assert scores == pytest.approx(dict.fromkeys(["rougeL", "rouge1", "rouge2", "rougeLsum"], 100 / 3))
+
+
+# BLEU and chrF
+
+GERMAN = ["Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.", "Zwei Hunde spielen im tiefen Schnee."]
+
+
+def test_an_identical_corpus_scores_100():
+    scores = translation_scores(GERMAN, GERMAN)
+    assert scores == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert list(scores) == ["bleu", "chrf"]
+
+
+def test_a_corpus_without_common_words_or_letters_scores_0():
+    assert translation_scores(["abc def abc def"], ["xyz uvw xyz uvw"]) == {"bleu": 0.0, "chrf": 0.0}
+
+
+def test_bleu_is_that_of_the_counts_of_the_whole_corpus():
+    predictions = ["a b c d e", "the the cat sat"]
+    references = ["a b c d f g", "the cat sat here"]
+    # By hand, first sentence + second; "the" counts once, as in its reference.
+    words = (4 + 3) / (5 + 4)
+    pairs = (3 + 2) / (4 + 3)
+    triples = (2 + 1) / (3 + 2)
+    fours = (1 + 0) / (2 + 1)
+    brevity = math.exp(1 - (6 + 4) / (5 + 4))
+    expected = 100 * brevity * (words * pairs * triples * fours) ** (1 / 4)
+    assert translation_scores(predictions, references)["bleu"] == pytest.approx(expected)
+
+
+def test_bleu_does_not_punish_length_but_by_its_precision():
+    expected = 100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4)
+    assert translation_scores(["a b c d e"], ["a b c d"])["bleu"] == pytest.approx(expected)
+
+
+def test_bleu_parts_punctuation_from_words_and_minds_case():
+    assert translation_scores(["Ein Hund , ein Ball ."], ["Ein Hund, ein Ball."])["bleu"] == pytest.approx(100.0)
+    # All six tokens but the first: 5/6 words, 4/5 pairs, 3/4 triples, 2/3 fours.
+    expected = 100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** (1 / 4)
+    assert translation_scores(["ein Hund, ein Ball."], ["Ein Hund, ein Ball."])["bleu"] == pytest.approx(expected)
+
+
+def test_chrf_weighs_recall_four_times_over_letters_and_their_pairs():
+    # "ab" against "abc": letters 2 of 2 and of 3, pairs 1 of 1 and of 2; "ab" has no longer ones.
+    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
+    expected = 100 * 5 * precision * recall / (4 * precision + recall)
+    assert translation_scores(["ab"], ["abc"])["chrf"] == pytest.approx(expected)
+
+
+def test_chrf_ignores_spaces():
+    assert translation_scores(["an orange hat"], ["anorange hat"])["chrf"] == pytest.approx(100.0)
