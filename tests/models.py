@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import dvp_jax
 
-SHAPE = {"vocab_size": 211, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 4}
+SHAPE = {"vocab_size": 211, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2}
+SHAPE["num_decoder_layers"] = 4
 
 VARIANTS = {
     # name: (config class, model class, fields, own unembedding)

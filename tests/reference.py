@@ -1,4 +1,4 @@
-"""The early-exit decode written plainly over Hugging Face's PyTorch modules: one row, one token, one layer at a time."""
+"""The early-exit decode written plainly over Hugging Face's PyTorch modules, one row and layer at a time."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 from dvp_jax.exits.confidence import CONFIDENCE_MEASURES
@@ -104,11 +105,11 @@ class DecodeConfig:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_integer(name: str, value: Any, least: int, most: int | None) -> None:
-    integer = isinstance(value, int) and not isinstance(value, bool)
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not integer or value < least or (most is not None and value > most):
         bounds = f"of at least {least}" if most is None else f"from {least} to {most} for this model"
         raise ValueError(f"{name} is {value!r}; allowed: an integer {bounds}")

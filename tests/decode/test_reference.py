@@ -69,7 +69,8 @@ def test_these_models_exit_at_every_depth(name):
 
 def test_published_outputs_are_reproduced(shared):
     model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
-    rows = [json.loads(line) for line in open(shared / "golden" / "t5-multi30k-ende.jsonl", encoding="utf-8")]
+    golden = (shared / "golden" / "t5-multi30k-ende.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in golden.splitlines()]
     different = []
     for row in rows:
         fields = ("threshold", "min_exit_layer", "prune_layer", "prune_size")

@@ -135,7 +135,8 @@ def test_orbax_and_back_gives_identical_params(folder, tmp_path, dtype):
 def test_an_orbax_checkpoint_that_does_not_fit_its_config_is_refused(folder, tmp_path):
     dvp_jax.save_model(tmp_path / "orbax", dvp_jax.load_model(folder), format="orbax")
     set_config(tmp_path / "orbax", d_ff=50)
-    with pytest.raises(ValueError, match=r"wrong shape: decoder/layers_0/feed_forward/wi \(48, 32\); config.json says \(50, 32\)"):
+    message = r"wrong shape: decoder/layers_0/feed_forward/wi \(48, 32\); config.json says \(50, 32\)"
+    with pytest.raises(ValueError, match=message):
         dvp_jax.load_model(tmp_path / "orbax")
 
 
@@ -268,7 +269,8 @@ print(loaded - before, peak() - before)
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_conversion_needs_at_most_a_third_more_memory_than_the_checkpoint(tmp_path, ending):
     # 280 MB in tensors of at most 8 MB: large against what the interpreter itself takes meanwhile.
-    peer = random_model("t5", vocab_size=2000, d_model=1024, d_kv=64, num_heads=16, d_ff=2048, num_decoder_layers=5)
+    shape = {"vocab_size": 2000, "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2048}
+    peer = random_model("t5", **shape, num_decoder_layers=5)
     tensors = state_dict(peer)
     size = sum(tensor.nbytes for tensor in tensors.values())
     source = save(peer, tmp_path / "in")

@@ -53,7 +53,7 @@ def test_greedy_tokens_equal_hugging_face(variant):
 
 
 def test_an_end_token_ends_a_row_and_not_the_others():
-    peer, model = both("t5", depth=4.0)
+    _, model = both("t5", depth=4.0)
     ids, mask = batch(211)
     cfg = dvp_jax.DecodeConfig(method="full", max_new_tokens=24)
     free = dvp_jax.generate(model, ids, mask, cfg).tokens
