@@ -33,11 +33,14 @@ class Samsum:
     def load(self) -> list[Example]:
         """All dialogues. See `Task.load`."""
         rows = self._from_file(self.path) if self.path is not None else load_hub(self.dataset, self.split)
-        return [
+        examples = [
             Example(str(row["id"]), f"summarize: {row['dialogue']}", (row["summary"],))
             for row in rows
-            if row["dialogue"] and row["summary"]
+            if row["dialogue"] and row["summary"]  # the published data hold an empty dialogue
         ]
+        if not examples:
+            raise ValueError(f"{self.path or self.dataset} holds no dialogues with summaries")
+        return examples
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """ROUGE-L, 1, 2 and Lsum, in percent."""
@@ -47,15 +50,16 @@ class Samsum:
     def _from_file(path: str) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
         rows = []
+        line = 1  # of the row being read, which may span several
         try:
             if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
                 raise ValueError(f"{path}, line 1: no column {', '.join(missing)}")
+            line = reader.line_num + 1
             for row in reader:
                 if None in row or any(row[name] is None for name in _COLUMNS):
-                    raise ValueError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} columns")
+                    raise ValueError(f"{path}, line {line}: not {len(reader.fieldnames or ())} columns")
                 rows.append(row)
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
-        if not rows:
-            raise ValueError(f"{path} holds no dialogues")
+            raise ValueError(f"{path}, line {line}: not CSV: {error}") from None
         return rows

@@ -54,6 +54,7 @@ class Squad:
         where = "the top level"
         try:
             for i, article in enumerate(content["data"]):
+                where = f"data[{i}]"
                 for j, paragraph in enumerate(article["paragraphs"]):
                     where = f"data[{i}].paragraphs[{j}]"
                     for k, qa in enumerate(paragraph["qas"]):

@@ -64,6 +64,12 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8: {error.reason}") from None
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """A UTF-8 file's lines, without their ends. Raises as `read_text`."""
+    # Not str.splitlines: it also splits at characters that stand inside sentences.
+    return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+
+
 def load_hub(dataset: str, split: str, subset: str | None = None) -> Any:
     """A data set of the hub, or of a local folder in one of the forms that `datasets` knows.
 

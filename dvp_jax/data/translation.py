@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dvp_jax.data.task import Example, load_hub, read_text
+from dvp_jax.data.task import Example, load_hub, read_lines
 from dvp_jax.metrics.translation import translation_scores
 
 
@@ -61,7 +61,7 @@ class Translation:
             rows = load_hub(self.dataset, self.split, self.subset)
             rows = [row.get("translation", row) for row in rows]
             return [(row[self.source_column], row[self.target_column]) for row in rows]
-        sources, targets = (read_text(path).splitlines() for path in (self.source_path, self.target_path))
+        sources, targets = (read_lines(path) for path in (self.source_path, self.target_path))
         if len(sources) != len(targets):
             raise ValueError(
                 f"{self.source_path} has {len(sources)} lines and {self.target_path} {len(targets)}; "

@@ -86,7 +86,6 @@ def test_samsum_skips_rows_without_a_dialogue_or_a_summary(tmp_path, empty):
     assert [example.id for example in Samsum(path).load()] == ["1", "3"]
 
 
-@pytest.mark.xfail(strict=True, reason="load returns no examples")
 def test_samsum_without_any_complete_row_is_refused(tmp_path):
     path = write(tmp_path / "test.csv", "id,dialogue,summary\n1,,s\n2,a: b,\n")
     with raises(ValueError, path):
@@ -104,7 +103,6 @@ def test_translation_prompt_names_the_languages(tmp_path):
     assert other[0].prompt == "translate French to Romanian: A dog runs."
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines splits at more")
 @pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85", "\x1c"])
 def test_a_line_of_parallel_text_ends_only_at_a_newline(tmp_path, character):
     source = write(tmp_path / "a.en", f"one{character}half\ntwo\n")
@@ -308,7 +306,6 @@ def test_the_place_that_has_not_squads_shape_is_named(content, place, tmp_path):
         Squad(path).load()
 
 
-@pytest.mark.xfail(strict=True, reason="names the last question before it")
 def test_the_article_without_paragraphs_is_named(tmp_path):
     path = write(tmp_path / "dev.json", json.dumps({"data": [{"paragraphs": [GOOD]}, {"title": "t"}]}))
     with raises(ValueError, path, "data[1]"):
@@ -345,7 +342,6 @@ def test_a_quote_that_is_not_closed_is_refused(tmp_path):
         Samsum(path).load()
 
 
-@pytest.mark.xfail(strict=True, reason="names the last line of the row before it")
 def test_the_line_of_a_quote_that_is_not_closed_is_named(tmp_path):
     path = write(tmp_path / "test.csv", 'id,dialogue,summary\n1,"a:\nb",s\n2,"open,s\n')
     with raises(ValueError, path, "line 4:"):
