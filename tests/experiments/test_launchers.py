@@ -424,19 +424,19 @@ EARLY = dvp_jax.DecodeConfig(method="static", static_exit_layer=2, max_new_token
 
 
 def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
-    task = Sentences(SENTENCES[:3])
-    rows, predictions = evaluate(model, task, {"zz": EARLY, "aa": FULL}, batch_size=2)
+    task = Sentences(SENTENCES[:4])
+    rows, predictions = evaluate(model, task, {"zz": EARLY, "aa": FULL}, batch_size=3)  # 3 of 4 rows, then 1
     assert [(row["name"], row["method"], row["static_exit_layer"]) for row in rows] == [
         ("zz", "static", 2),
         ("aa", "full", None),
     ]
     assert [(p["name"], p["id"]) for p in predictions] == [
-        (name, key) for name in ("zz", "aa") for key in ("id 0", "id 1", "id 2")
+        (name, key) for name in ("zz", "aa") for key in ("id 0", "id 1", "id 2", "id 3")
     ]
     early = [
-        checkpoint.decode(s, method="static", static_exit_layer=2, max_new_tokens=5).tokens for s in SENTENCES[:3]
+        checkpoint.decode(s, method="static", static_exit_layer=2, max_new_tokens=5).tokens for s in SENTENCES[:4]
     ]
-    full = [checkpoint.decode(s, method="full", max_new_tokens=5).tokens for s in SENTENCES[:3]]
+    full = [checkpoint.decode(s, method="full", max_new_tokens=5).tokens for s in SENTENCES[:4]]
     assert [p["tokens"] for p in predictions] == early + full
     texts = [[checkpoint.text(tokens) for tokens in of_method] for of_method in (early, full)]
     assert task.scored == [(texts[0], task.examples), (texts[1], task.examples)]
@@ -756,6 +756,28 @@ def test_check_model_names_row_and_position_of_another_token(check_with, part, f
     assert "row 0, position 3" in difference
     assert "token 599 " in difference and "token 24 " in difference and "598" not in difference
     assert "exit 2" in difference and "0.25" in difference
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"method": "calm", "threshold": 0.5}, ["prune_size V", "calm, each row"]),
+        ({"method": "dvp", "threshold": 0.5, "prune_size": 64}, ["dvp, each row"]),
+        (
+            {"method": "full"},
+            ["teacher-forced", "static", "calm, threshold 1", "dvp, threshold 1", "full, each row"],
+        ),
+    ],
+)
+def test_check_model_compares_with_the_right_decode(check_with, fields, parts):
+    def batch(ids, cfg):
+        fits = all(getattr(cfg, name) == value for name, value in fields.items())
+        return fits and len(ids) == 2 and cfg.layer_loop == "auto"
+
+    found, _ = check_with(batch, [("tokens", 1, 1, 599)])
+    assert [part for part in parts if any(part in name for name in found)] == parts
+    assert len(found) == len(parts)
+    assert all("row 1, position 1" in difference for (difference,) in found.values())
 
 
 def test_check_model_names_every_row_that_differs(check_with):

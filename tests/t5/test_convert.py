@@ -292,3 +292,29 @@ def test_pytorch_is_not_imported_for_safetensors(folder):
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_hub_repository_loads_from_the_local_cache(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--some-t5"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    peer = random_model("t5")
+    snapshot = save(peer, repository / "snapshots" / ("0" * 40))
+    model = dvp_jax.load_model("somebody/some-t5")
+    np.testing.assert_array_equal(model.params["shared"], peer.shared.weight.detach().numpy())
+    # and one that has PyTorch's file only
+    (snapshot / "model.safetensors").unlink()
+    torch.save(state_dict(peer), snapshot / "pytorch_model.bin")
+    assert_same_params(dvp_jax.load_model("somebody/some-t5").params, model.params)
+
+
+def test_a_damaged_orbax_checkpoint_is_refused(folder, tmp_path):
+    model = dvp_jax.load_model(folder)
+    for name, spoil in (("metadata", "_METADATA"), ("data", "manifest.ocdbt")):
+        dvp_jax.save_model(tmp_path / name, model, format="orbax")
+        (tmp_path / name / "params" / spoil).unlink()
+        with pytest.raises(ValueError, match="is not a whole Orbax checkpoint"):
+            dvp_jax.load_model(tmp_path / name)
