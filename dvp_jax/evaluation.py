@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dvp_jax.data.task import Example, Task
-from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.decode.generate import (
     GeneratedText,
     batch_bucket,
@@ -40,6 +40,25 @@ class MethodRun:
     cfg: DecodeConfig
     texts: list[GeneratedText] = dataclasses.field(default_factory=list)
     decode_s: float = 0.0
+
+
+def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int) -> dict[str, DecodeConfig]:
+    """Named settings as configs, "full" first and by K.
+
+    Args:
+        settings: fields of `DecodeConfig` under the name of each row.
+        max_new_tokens: where a row does not say.
+
+    Raises:
+        ValueError: a field that there is not, or an impossible value.
+    """
+    allowed = [field.name for field in dataclasses.fields(DecodeConfig)]
+    methods = {}
+    for name, fields in settings.items():
+        if unknown := [field for field in fields if field not in allowed]:
+            raise ValueError(f"methods.{name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+        methods[name] = DecodeConfig(**{"max_new_tokens": max_new_tokens, **fields})
+    return dict(sorted(methods.items(), key=lambda item: (METHODS.index(item[1].method), item[1].prune_size)))
 
 
 def evaluate(

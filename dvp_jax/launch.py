@@ -1,4 +1,7 @@
-"""Starts a launcher: refuses stray arguments, and shows bad input as one line instead of a traceback."""
+"""Starts a launcher: refuses stray arguments, and shows bad input as one line.
+
+With --verbosity=1, as a traceback.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ def run(main: Callable[[], int | None]) -> None:
     def call(argv: list[str]) -> int | None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        logging.set_verbosity(logging.WARNING)
+        debugging = logging.get_verbosity() >= logging.DEBUG
+        if not debugging:
+            logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
         try:
             return main()
         except (ValueError, OSError, ImportError) as error:
-            if logging.get_verbosity() >= logging.DEBUG:
+            if debugging:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -13,8 +13,7 @@ from ml_collections import config_flags
 
 from dvp_jax import launch
 from dvp_jax.data import make_task
-from dvp_jax.decode.config import METHODS, DecodeConfig
-from dvp_jax.evaluation import evaluate, prepare_workdir, results_table, write_results
+from dvp_jax.evaluation import evaluate, make_methods, prepare_workdir, results_table, write_results
 from dvp_jax.t5.load import load_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
@@ -28,12 +27,7 @@ def main() -> None:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
     workdir = prepare_workdir(_WORKDIR.value)
     task = make_task(**config.task)
-    methods = {
-        name: DecodeConfig(**{"max_new_tokens": task.max_new_tokens, **fields})
-        for name, fields in config.methods.items()
-    }
-    # A ConfigDict sorts by name.
-    methods = dict(sorted(methods.items(), key=lambda item: (METHODS.index(item[1].method), item[1].prune_size)))
+    methods = make_methods(config.methods, task.max_new_tokens)
     model = load_model(config.model, config.dtype, progress=True)
     rows, predictions = evaluate(model, task, methods, batch_size=config.batch_size, limit=config.limit)
     write_results(workdir, rows, predictions, model=config.model, config=config.to_dict())

@@ -1,5 +1,7 @@
 """Tasks: prompts, references and the metric that they are scored by."""
 
+import dataclasses
+
 from dvp_jax.data.samsum import Samsum
 from dvp_jax.data.squad import Squad
 from dvp_jax.data.task import Example, Task
@@ -18,7 +20,7 @@ def make_task(name: str, **fields: object) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"task is {name!r}; allowed: {', '.join(TASKS)}")
-    allowed = TASKS[name].__dataclass_fields__  # type: ignore[attr-defined]
+    allowed = [field.name for field in dataclasses.fields(TASKS[name]) if field.init]
     if unknown := [field for field in fields if field not in allowed]:
         raise ValueError(f"task {name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     return TASKS[name](**fields)

@@ -7,7 +7,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
-from dvp_jax.data.task import Example, load_hub, read_text
+from dvp_jax.data.task import Example, load_hub, naming_columns, read_text
 from dvp_jax.metrics.rouge import rouge_scores
 
 _COLUMNS = ("id", "dialogue", "summary")
@@ -33,10 +33,12 @@ class Samsum:
     def load(self) -> list[Example]:
         """All dialogues. See `Task.load`."""
         rows = self._from_file(self.path) if self.path is not None else load_hub(self.dataset, self.split)
+        with naming_columns(self.dataset):
+            texts = [(row["id"], row["dialogue"] or "", row["summary"] or "") for row in rows]
         examples = [
-            Example(str(row["id"]), f"summarize: {row['dialogue']}", (row["summary"],))
-            for row in rows
-            if row["dialogue"] and row["summary"]  # the published data hold an empty dialogue
+            Example(str(key), f"summarize: {dialogue}", (summary,))
+            for key, dialogue, summary in texts
+            if dialogue.strip() and summary.strip()  # the published data hold an empty dialogue
         ]
         if not examples:
             raise ValueError(f"{self.path or self.dataset} holds no dialogues with summaries")

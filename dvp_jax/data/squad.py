@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dvp_jax.data.task import Example, load_hub, read_text
+from dvp_jax.data.task import Example, load_hub, naming_columns, read_text
 from dvp_jax.metrics.squad import squad_scores
 
 
@@ -41,8 +41,9 @@ class Squad:
         return squad_scores(predictions, [example.references for example in examples])
 
     def _from_hub(self) -> Iterator[tuple[str, str, str, list[str]]]:
-        for row in load_hub(self.dataset, self.split):
-            yield row["id"], row["question"], row["context"], row["answers"]["text"]
+        with naming_columns(self.dataset):
+            for row in load_hub(self.dataset, self.split):
+                yield row["id"], row["question"], row["context"], row["answers"]["text"]
 
     @staticmethod
     def _from_file(path: str) -> list[tuple[str, str, str, list[str]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,7 @@ def read_text(path: str | Path) -> str:
     if not data.strip():
         raise ValueError(f"{path} is empty")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8: {error.reason}") from None
@@ -68,6 +69,15 @@ def read_lines(path: str | Path) -> list[str]:
     """A UTF-8 file's lines, without their ends. Raises as `read_text`."""
     # Not str.splitlines: it also splits at characters that stand inside sentences.
     return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+
+
+@contextlib.contextmanager
+def naming_columns(dataset: str) -> Iterator[None]:
+    """Turns a column that the rows of a hub data set lack into a ValueError that names both."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"data set {dataset} has no column {error}") from None
 
 
 def load_hub(dataset: str, split: str, subset: str | None = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dvp_jax.data.task import Example, load_hub, read_lines
+from dvp_jax.data.task import Example, load_hub, naming_columns, read_lines
 from dvp_jax.metrics.translation import translation_scores
 
 
@@ -60,7 +60,8 @@ class Translation:
         if self.source_path is None or self.target_path is None:
             rows = load_hub(self.dataset, self.split, self.subset)
             rows = [row.get("translation", row) for row in rows]
-            return [(row[self.source_column], row[self.target_column]) for row in rows]
+            with naming_columns(self.dataset):
+                return [(row[self.source_column], row[self.target_column]) for row in rows]
         sources, targets = (read_lines(path) for path in (self.source_path, self.target_path))
         if len(sources) != len(targets):
             raise ValueError(

@@ -182,6 +182,21 @@ def test_translation_rows_of_the_hub_become_examples(hub):
     assert hub.asked == [("bentrevett/multi30k", None, "test"), ("wmt16", "ro-fr", "validation")]
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "column"),
+    [
+        (Squad(), {"id": "1", "question": "q", "answers": {"text": ["a"]}}, "context"),
+        (Samsum(), {"id": "1", "dialogue": "A: hi"}, "summary"),
+        (Translation(target_column="cs"), {"en": "A dog.", "de": "Ein Hund."}, "cs"),
+    ],
+    ids=["squad", "samsum", "translation"],
+)
+def test_a_hub_data_set_without_the_column_is_named(hub, task, row, column):
+    hub.rows = [row]
+    with raises(ValueError, column):
+        task.load()
+
+
 def test_a_local_folder_is_read_as_a_hub_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "own"
@@ -424,3 +439,8 @@ def test_multi30ks_test_files_have_their_1000_pairs(shared):
         "translate English to German: A man in an orange hat starring at something.",
         ("Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.",),
     )
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = write(tmp_path / "test.csv", "\ufeffid,dialogue,summary\n1,a: b,s\n")
+    assert Samsum(path).load() == [Example("1", "summarize: a: b", ("s",))]

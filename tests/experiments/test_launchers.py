@@ -25,7 +25,7 @@ import dvp_jax
 import dvp_jax.check
 from dvp_jax.data import Example, make_task
 from dvp_jax.decode.generate import Decoded
-from dvp_jax.evaluation import evaluate, prepare_workdir, results_table, write_results, write_whole
+from dvp_jax.evaluation import evaluate, make_methods, prepare_workdir, results_table, write_results, write_whole
 from tests.models import random_model, save
 from tests.reference import reference_decode
 
@@ -900,6 +900,22 @@ def test_launchers_show_bad_input_as_one_line_and_bugs_as_a_traceback():
     assert errors == ["error: no good", "error: no disk", "error: no torch"]
     assert "stray" in run.stdout + run.stderr
     assert "a bug" in after and run.returncode == 1
+
+
+def test_launchers_show_bad_input_as_a_traceback_when_asked_to():
+    raising = "from dvp_jax import launch; launch.run(lambda: int('x'))"
+    run = start("-c", raising, "--verbosity=1")
+    assert run.returncode == 1 and "Traceback" in run.stderr
+
+
+def test_settings_are_ordered_full_first_and_unknown_fields_are_named():
+    methods = make_methods({"a": {"method": "dvp", "prune_size": 9}, "b": {"method": "full"}}, 7)
+    assert list(methods) == ["b", "a"]
+    assert [cfg.max_new_tokens for cfg in methods.values()] == [7, 7]
+    with pytest.raises(
+        ValueError, match=r"methods\.a has no treshold; allowed: method, max_new_tokens, threshold"
+    ):
+        make_methods({"a": {"treshold": 0.5}}, 7)
 
 
 def test_the_config_of_multi30k_names_a_task_that_can_be_made():
