@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
-from dvp_jax.decode.step import Structure, decode_token
+from dvp_jax.decode.step import DecoderLayers, Structure, decode_token
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -80,17 +80,8 @@ def _decode(
 
     def next_token(state: DecodeState) -> DecodeState:
         t = state.step
-        row, fresh = decode_token(
-            structure,
-            params,
-            encoded.cross,
-            encoded.mask,
-            state.caches,
-            t,
-            state.token,
-            state.ended,
-            thresholds[t],
-        )
+        layers = DecoderLayers(structure, params, encoded.cross, encoded.mask, state.caches, t)
+        row, fresh = decode_token(structure, params, layers, state.token, state.ended, thresholds[t])
         write = partial(lax.dynamic_update_slice_in_dim, start_index=t, axis=2)
         old = state.decoded
         return DecodeState(

@@ -31,10 +31,7 @@ class Structure:
 def decode_token(
     structure: Structure,
     params: Params,
-    cross: list[KeysValues],
-    source_mask: Bool[Array, "batch source"],
-    caches: list[KeysValues],
-    step: Int[Array, ""],
+    layers: DecoderLayers,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
     thresholds: Float[Array, " num_depths"],
@@ -44,11 +41,7 @@ def decode_token(
     Args:
         structure: model, policy and loop.
         params: of the model.
-        cross: cross-attention keys and values of each layer.
-        source_mask: False where the source is padding.
-        caches: self-attention keys and values of each layer, (batch, num_heads, max_new_tokens, d_kv); read
-            below `step`.
-        step: tokens decoded so far.
+        layers: the decoder's, at this step.
         token: the last token of each row.
         ended: rows that need no token.
         thresholds: what confidence must exceed, at depth l in thresholds[l - 1].
@@ -57,9 +50,7 @@ def decode_token(
         The rows' tokens, exits and confidences, and the new keys and values of each layer.
     """
     config, policy = structure.config, structure.policy
-    layers = DecoderLayers(structure, params, cross, source_mask, caches, step)
-    whole = whole_vocabulary(config, params)
-    vocabulary = whole
+    vocabulary = whole = whole_vocabulary(config, params)
 
     def leave(state: DepthState, rows: Array, token: Array, confidence: Array) -> DepthState:
         return dataclasses.replace(
@@ -77,6 +68,7 @@ def decode_token(
             exit_layer=jnp.where(state.exited, state.exit_layer, depth),
         )
         if policy.first_exit <= depth < policy.last_depth:
+            # Once the loop below runs, `vocabulary` is what the policy kept.
             token, confidence = policy.read(state.hidden, vocabulary)
             state = leave(state, ~state.exited & (confidence > thresholds[depth - 1]), token, confidence)
         return state, keys_values
@@ -106,7 +98,17 @@ def decode_token(
 
 
 class DecoderLayers:
-    """The decoder's layers at one step: depth and state in, state and new keys and values out."""
+    """The decoder's layers at one step: depth and state in, state and new keys and values out.
+
+    Args:
+        structure: model and output length.
+        params: of the model.
+        cross: cross-attention keys and values of each layer.
+        source_mask: False where the source is padding.
+        caches: self-attention keys and values of each layer, (batch, num_heads, max_new_tokens, d_kv); read
+            below `step`, never written.
+        step: tokens decoded so far.
+    """
 
     def __init__(
         self,
