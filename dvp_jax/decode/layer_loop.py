@@ -44,19 +44,21 @@ def cond_loop(
         How many of the layers ran, the state after them, and the keys and values of each (zeros where it
         did not run).
     """
+    if not depths:
+        return jnp.int32(0), state, []
+
+    _, shapes = jax.eval_shape(partial(run, depths[0]), state)
+
+    def stay(state: DepthState) -> tuple[DepthState, KeysValues]:
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     count, fresh = jnp.int32(0), []
     for depth in depths:
-        layer = partial(run, depth)
-        _, shapes = jax.eval_shape(layer, state)
-        stay = partial(_stay, shapes)
-        count += ~jnp.all(state.exited)
-        state, keys_values = lax.cond(jnp.all(state.exited), stay, layer, state)
+        everyone_left = jnp.all(state.exited)
+        state, keys_values = lax.cond(everyone_left, stay, partial(run, depth), state)
+        count += ~everyone_left
         fresh.append(keys_values)
     return count, state, fresh
-
-
-def _stay(shapes: KeysValues, state: DepthState) -> tuple[DepthState, KeysValues]:
-    return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def while_loop(
