@@ -28,7 +28,7 @@ from dvp_jax.decode.generate import (
     to_text,
     tokenize,
 )
-from dvp_jax.exits.flops import paper_confidence_flops, unembedding_flops
+from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
 from dvp_jax.exits.policy import CALM, DVP
 from dvp_jax.t5.load import Model
 
@@ -132,7 +132,7 @@ def evaluate(
             **_settings(run.cfg, policies[name]),
             "task": task.name,
             "metric": task.score([text.text for text in run.texts], examples),
-            **_cost(model, run, policies[name]),
+            **_cost(model, run, policies[name], lengths),
             "encoder_ms_per_example": encoder_s * 1e3 / len(examples),
             "num_examples": len(examples),
         }
@@ -160,13 +160,16 @@ def _settings(cfg: DecodeConfig, policy: Any) -> dict[str, Any]:
     }
 
 
-def _cost(model: Model, run: MethodRun, policy: Any) -> dict[str, Any]:
+def _cost(model: Model, run: MethodRun, policy: Any, source_lengths: np.ndarray) -> dict[str, Any]:
+    """Exits, FLOPs and time per token; `source_lengths` are those of the examples."""
+    source_length = np.repeat(source_lengths, [len(text.tokens) for text in run.texts])
     exit_layers = np.concatenate([text.exit_layers for text in run.texts])
     return {
         "mean_exit_layer": float(exit_layers.mean()),
         "num_layers": model.config.num_decoder_layers,
         "confidence_flops_per_token": float(paper_confidence_flops(exit_layers, policy, model.config).mean()),
         "unembedding_flops_per_token": float(unembedding_flops(exit_layers, policy, model.config).mean()),
+        "layer_flops_per_token": float(decoder_layer_flops(exit_layers, model.config, source_length).mean()),
         "ms_per_token": run.decode_s * 1e3 / len(exit_layers),
         "num_tokens": len(exit_layers),
     }

@@ -34,7 +34,7 @@ def best_two(logits: Float[Array, "batch size"]) -> Best:
 
 
 def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
-    """Probability of the best candidate minus that of the second best (CALM, section 3.5).
+    """Probability of the best candidate minus that of the second best (CALM).
 
     Args:
         logits: float32, of the whole vocabulary or of the kept rows.

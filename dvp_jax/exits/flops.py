@@ -9,7 +9,7 @@ from dvp_jax.t5.config import T5Config
 
 
 def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Config) -> np.ndarray:
-    """The published count, which gives the paper's factor of 7 (DVP, section 4).
+    """The published count, which gives the paper's factor of 7 (DVP).
 
     Sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and of
     (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the
@@ -60,7 +60,7 @@ def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config)
     return whole + pruned * 2.0 * d * policy.prune_size + reaches_last * last
 
 
-def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length: int) -> np.ndarray:
+def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length: int | np.ndarray) -> np.ndarray:
     """FLOPs of the decoder layers of a token, apart from self-attention over the tokens before it.
 
     The layers it ran, and for each that it skipped its two key/value projections (state propagation).
@@ -68,7 +68,7 @@ def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length
     Args:
         exit_layers: layers run per token, any shape.
         config: the shape.
-        source_length: tokens that cross-attention reads.
+        source_length: tokens that cross-attention reads, of all or of each token.
     """
     d, inner = config.d_model, config.num_heads * config.d_kv
     key_value = 4.0 * d * inner

@@ -75,7 +75,7 @@ class Static:
 class CALM(Static):
     """A token leaves at the first depth whose confidence over the whole vocabulary passes the threshold.
 
-    Confident adaptive language modeling (CALM, section 3): `depth` is the decoder's.
+    Confident adaptive language modeling (CALM): `depth` is the decoder's.
     """
 
     min_exit_layer: int
@@ -87,7 +87,7 @@ class CALM(Static):
 
 @dataclasses.dataclass(frozen=True)
 class DVP(CALM):
-    """CALM over a vocabulary pruned at depth p to the K likeliest tokens (DVP, section 3).
+    """CALM over a vocabulary pruned at depth p to the K likeliest tokens (DVP).
 
     At p itself confidence still comes from the whole vocabulary, which had to be computed there anyway.
     """

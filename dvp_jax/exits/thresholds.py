@@ -21,7 +21,7 @@ def threshold_schedule(
     """Threshold of each token t = 1.. and depth l = 1.., constant or decaying over the output.
 
     The decay is that of CALM's published code, 0.9 * threshold + 0.1 * threshold * exp(-temperature * t / N)
-    (CALM, section 4.2, has no factor `threshold` in the second term).
+    (the text of CALM has no factor `threshold` in the second term).
 
     Args:
         threshold: in [0, 1]. At 1 no token ever leaves early: confidences must exceed it.

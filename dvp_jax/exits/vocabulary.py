@@ -1,4 +1,4 @@
-"""Dynamic vocabulary pruning (DVP, section 3): the rows of the unembedding that a token still considers."""
+"""Dynamic vocabulary pruning (DVP): the rows of the unembedding that a token still considers."""
 
 from __future__ import annotations
 

@@ -184,21 +184,18 @@ def read_checkpoint(
         progress: wraps the iterator over parameters, for a progress bar.
 
     Raises:
-        FileNotFoundError: the folder, config.json or the weights are missing.
+        FileNotFoundError: config.json or the weights are missing.
         ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
-            listed); a tensor holds NaN or infinity; another model type; an unknown dtype.
+            listed); a tensor holds NaN or infinity; another model type.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
     config = T5Config.from_file(folder / "config.json")
     tensors = TensorFiles(folder)
 
     untied = "lm_head.weight" in tensors and "shared.weight" in tensors
     config = dataclasses.replace(config, tie_word_embeddings=not untied)
-    names = {path: hugging_face_name(path, config) for path in parameter_shapes(config)}
-    _check_tensors(folder, tensors, {names[path]: shape for path, shape in parameter_shapes(config).items()})
+    shapes = parameter_shapes(config)
+    names = {path: hugging_face_name(path, config) for path in shapes}
+    _check_tensors(folder, tensors, {names[path]: shape for path, shape in shapes.items()})
 
     flat: dict[ParameterPath, jax.Array] = {}
     not_finite = []

@@ -1,6 +1,6 @@
 """T5-large on SamSum's validation split at the paper's settings: p = 2, K = 512, threshold 0.9.
 
-Published: ROUGE-L 43.1 for dvp (DVP, section 4), the middle of a bootstrap; with a model fine-tuned for the
+Published: ROUGE-L 43.1 for dvp (DVP), the middle of a bootstrap; with a model fine-tuned for the
 task. Ours: not run.
 
     python -m experiments.evaluate --config=experiments/configs/samsum.py --workdir=runs/samsum

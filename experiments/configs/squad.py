@@ -1,6 +1,6 @@
 """T5-large on SQuAD at the paper's settings: p = 2, K = 64, threshold 0.9.
 
-Published: F1 90.6 for dvp (DVP, section 4). Ours: not run.
+Published: F1 90.6 for dvp (DVP). Ours: not run.
 
     python -m experiments.evaluate --config=experiments/configs/squad.py --workdir=runs/squad
 
