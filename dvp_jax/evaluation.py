@@ -141,7 +141,7 @@ def evaluate(
     full = next((row for row in rows if row["method"] == "full"), None)
     for row in rows:
         row["speed_up"] = full["ms_per_token"] / row["ms_per_token"] if full else None
-    return rows, list(_predictions(examples, runs))
+    return rows, list(_predictions(task, examples, runs))
 
 
 def _settings(cfg: DecodeConfig, policy: Any) -> dict[str, Any]:
@@ -175,16 +175,26 @@ def _cost(model: Model, run: MethodRun, policy: Any, source_lengths: np.ndarray)
     }
 
 
-def _predictions(examples: Sequence[Example], runs: Mapping[str, MethodRun]) -> Iterable[dict[str, Any]]:
+def _predictions(
+    task: Task, examples: Sequence[Example], runs: Mapping[str, MethodRun]
+) -> Iterable[dict[str, Any]]:
     for name, run in runs.items():
         for example, text in zip(examples, run.texts, strict=True):
-            yield {"id": example.id, "name": name, **dataclasses.asdict(text)}
+            yield {"task": task.name, "id": example.id, "name": name, **dataclasses.asdict(text)}
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of results.json as a Markdown table."""
-    if not rows:
-        return ""
+    """The rows of results.json as a Markdown table, or one under each task's name where there are several."""
+    tables = {
+        task: _task_table([row for row in rows if row["task"] == task])
+        for task in dict.fromkeys(row["task"] for row in rows)
+    }
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    return "\n\n".join(f"{task}:\n\n{table}" for task, table in tables.items())
+
+
+def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = list(rows[0]["metric"])
     head = ["method", "settings", *metrics, "mean exit", "confidence FLOPs/token", "ms/token", "speed-up"]
     lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]

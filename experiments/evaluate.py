@@ -1,7 +1,8 @@
-"""Evaluates several ways of decoding over one task, side by side.
+"""Evaluates several ways of decoding over one or more tasks, side by side.
 
     python -m experiments.evaluate --config=experiments/configs/multi30k.py --workdir=runs/multi30k \
-        --config.model=CHECKPOINT --config.task.source_path=test.en --config.task.target_path=test.de
+        --config.model=CHECKPOINT --config.tasks.translation.source_path=test.en \
+        --config.tasks.translation.target_path=test.de
 
 Writes results.json and predictions.jsonl under --workdir and prints the table.
 """
@@ -26,10 +27,14 @@ def main() -> None:
     if not config.model:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
     workdir = prepare_workdir(_WORKDIR.value)
-    task = make_task(**config.task)
-    methods = make_methods(config.methods, task.max_new_tokens)
+    tasks = [make_task(name, **fields) for name, fields in config.tasks.items()]
+    methods = [make_methods(config.methods, task.max_new_tokens) for task in tasks]
     model = load_model(config.model, config.dtype, progress=True)
-    rows, predictions = evaluate(model, task, methods, batch_size=config.batch_size, limit=config.limit)
+    rows, predictions = [], []
+    for task, ways in zip(tasks, methods, strict=True):
+        of_task = evaluate(model, task, ways, batch_size=config.batch_size, limit=config.limit)
+        rows += of_task[0]
+        predictions += of_task[1]
     write_results(workdir, rows, predictions, model=config.model, config=config.to_dict())
     print(results_table(rows))
 

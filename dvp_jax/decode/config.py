@@ -7,10 +7,11 @@ import math
 import numbers
 from typing import Any
 
-from dvp_jax.exits.confidence import CONFIDENCE_MEASURES
-from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
+from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Static
 
 METHODS = ("full", "static", "calm", "dvp")
+CONFIDENCES = (*LOGIT_MEASURES, *HIDDEN_MEASURES)
 FINAL_VOCABS = ("full", "pruned")
 LAYER_LOOPS = ("auto", "while", "cond")
 
@@ -30,7 +31,8 @@ class DecodeConfig:
         min_exit_layer: first depth (layers run) at which a token may leave.
         prune_layer: depth p at which "dvp" chooses the kept tokens; at most min_exit_layer.
         prune_size: K, how many tokens "dvp" keeps.
-        confidence: the confidence measure.
+        confidence: the confidence measure: "softmax_diff", or "meta" with a model that has a meta classifier;
+            "dvp" takes measures of logits only.
         static_exit_layer: the depth of "static".
         final_vocab: what "dvp" reads a token from that reached the last depth: the "full" vocabulary, as
             published, or the "pruned" one.
@@ -54,7 +56,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("method", METHODS),
-            ("confidence", tuple(CONFIDENCE_MEASURES)),
+            ("confidence", CONFIDENCES),
             ("final_vocab", FINAL_VOCABS),
             ("layer_loop", LAYER_LOOPS),
         ):
@@ -71,6 +73,11 @@ class DecodeConfig:
             raise ValueError("static_exit_layer is None; allowed with method 'static': a depth of at least 1")
         if self.static_exit_layer is not None:
             _check_integer("static_exit_layer", self.static_exit_layer, 1, None)
+        if self.method == "dvp" and self.confidence not in LOGIT_MEASURES:
+            raise ValueError(
+                f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
+                f"logits reads: {', '.join(LOGIT_MEASURES)}"
+            )
         if self.method == "dvp" and self.prune_layer > self.min_exit_layer:
             raise ValueError(
                 f"prune_layer is {self.prune_layer}; allowed: at most min_exit_layer, {self.min_exit_layer}"
@@ -90,7 +97,8 @@ class DecodeConfig:
             return Static(self.static_exit_layer, self.confidence)
         if self.method == "calm":
             _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers)
-            return CALM(num_layers, self.confidence, self.min_exit_layer)
+            kind = CALM if self.confidence in LOGIT_MEASURES else HiddenCALM
+            return kind(num_layers, self.confidence, self.min_exit_layer)
         _check_integer("prune_layer", self.prune_layer, 1, num_layers - 1)
         _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers)
         _check_integer("prune_size", self.prune_size, 1, vocab_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,9 +15,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from dvp_jax.data.tokens import token_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
 from dvp_jax.decode.step import DecoderLayers, Structure, decode_token
+from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
+from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -162,6 +164,7 @@ def decode(
     Raises:
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
+    policy = _policy(model, cfg)
     num_layers = model.config.num_decoder_layers
     if thresholds is None:
         thresholds = threshold_schedule(cfg.threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
@@ -169,11 +172,25 @@ def decode(
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
     structure = Structure(
         model.config,
-        cfg.policy(num_layers, model.config.vocab_size),
+        policy,
         cfg.max_new_tokens,
         choose_layer_loop(cfg.layer_loop),
     )
     return _decode(structure, model.params, encoded, thresholds)
+
+
+def _policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
+    """The exit policy of cfg on a model.
+
+    Raises:
+        ValueError: cfg does not fit the model.
+    """
+    if cfg.confidence in HIDDEN_MEASURES and "meta" not in model.params:
+        raise ValueError(
+            f"confidence is {cfg.confidence!r}, but the model has no meta classifier; "
+            f"allowed: {', '.join(LOGIT_MEASURES)}, or a model that experiments.finetune_meta wrote"
+        )
+    return cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
 
 
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
@@ -193,7 +210,7 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
         ValueError: cfg does not fit the model; wrong shapes or dtypes, ids outside the vocabulary, a row
             that is all padding.
     """
-    cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)  # before the encoder's time is spent
+    _policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
     rows = np.shape(input_ids)[0]
     return jax.tree.map(lambda x: np.asarray(x)[:rows], decode(model, encoded, cfg))
@@ -256,14 +273,7 @@ def tokenize(
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompts[{index}] is {prompt!r}; allowed: a text that is not empty")
-    rows = [model.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    if truncated := sum(len(row) > max_source_length for row in rows):
-        warnings.warn(
-            f"{truncated} of {len(rows)} prompts are longer than {max_source_length} tokens and were truncated",
-            stacklevel=2,
-        )
-    # The end token stays: T5 expects each source to close with it.
-    rows = [row if len(row) <= max_source_length else [*row[: max_source_length - 1], row[-1]] for row in rows]
+    rows = token_rows(model.tokenizer, prompts, max_source_length, "prompts")
     ids = np.full((len(rows), max(map(len, rows))), model.config.pad_token_id, np.int32)
     mask = np.zeros(ids.shape, bool)
     for index, row in enumerate(rows):

@@ -11,11 +11,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state
-from dvp_jax.exits.policy import ExitPolicy
+from dvp_jax.exits.policy import ExitPolicy, Readers, Reading
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, padding_bias, relative_bias
-from dvp_jax.t5.model import Params, embed, has_relative_bias
+from dvp_jax.t5.model import Params, embed, has_relative_bias, unembedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,12 @@ def decode_token(
     config, policy = structure.config, structure.policy
     vocabulary = whole = whole_vocabulary(config, params)
 
-    def leave(state: DepthState, rows: Array, token: Array, confidence: Array) -> DepthState:
+    def leave(state: DepthState, reading: Reading) -> DepthState:
         return dataclasses.replace(
             state,
-            exited=state.exited | rows,
-            token=jnp.where(rows, token, state.token),
-            confidence=jnp.where(rows, confidence, state.confidence),
+            exited=state.exited | reading.leaves,
+            token=jnp.where(reading.leaves, reading.token, state.token),
+            confidence=jnp.where(reading.leaves, reading.confidence, state.confidence),
         )
 
     def run(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
@@ -69,8 +69,8 @@ def decode_token(
         )
         if policy.first_exit <= depth < policy.last_depth:
             # Once the loop below runs, `vocabulary` is what the policy kept.
-            token, confidence = policy.read(state.hidden, vocabulary)
-            state = leave(state, ~state.exited & (confidence > thresholds[depth - 1]), token, confidence)
+            readers = Readers(vocabulary, params.get("meta"))
+            state = leave(state, policy.decide(state.hidden, ~state.exited, thresholds[depth - 1], readers))
         return state, keys_values
 
     state = DepthState(
@@ -92,7 +92,8 @@ def decode_token(
     fresh += propagate_state(layers.keys_values, deeper, count, state, ran)
 
     def read_last(state: DepthState) -> DepthState:
-        return leave(state, ~state.exited, *policy.read_last(state.hidden, whole, vocabulary))
+        last, kept = (Readers(v, params.get("meta")) for v in (whole, vocabulary))
+        return leave(state, policy.read_last(state.hidden, ~state.exited, last, kept))
 
     return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), fresh
 
@@ -164,7 +165,7 @@ class DecoderLayers:
 def whole_vocabulary(config: T5Config, params: Params) -> Vocabulary:
     """Every token, read through the decoder's final norm."""
     return Vocabulary(
-        rows=params["shared" if config.tie_word_embeddings else "lm_head"],
+        rows=unembedding(config, params),
         ids=None,
         norm=params["decoder"]["final_norm"]["scale"],
         epsilon=config.layer_norm_epsilon,

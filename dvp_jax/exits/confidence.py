@@ -1,7 +1,7 @@
-"""Confidence measures: how sure a depth is of its token, from its candidate logits.
+"""Confidence measures: how sure a depth is of its token.
 
-A measure maps logits, over the whole vocabulary or over the kept rows, and their two best candidates to one
-number per row.
+A measure of logits maps them, over the whole vocabulary or over the kept rows, and their two best candidates to
+one number per row. A measure of the hidden state needs no vocabulary at all.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from dvp_jax.t5.meta import MetaClassifier
 
 
 class Best(NamedTuple):
@@ -47,8 +50,21 @@ def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array,
     return (1.0 - jnp.exp(best.second - best.logit)) / partition
 
 
-Measure = Callable[[Float[Array, "batch size"], Best], Float[Array, " batch"]]
+def meta(normed: Float[Array, "batch d_model"], classifier: MetaClassifier) -> Float[Array, " batch"]:
+    """The meta classifier's probability that depth l agrees with the last one (CALM).
 
-CONFIDENCE_MEASURES: dict[str, Measure] = {
-    "softmax_diff": softmax_diff,
-}
+    Args:
+        normed: norm(h_l), float32.
+        classifier: trained on the frozen model.
+
+    Returns:
+        float32 in [0, 1].
+    """
+    return jax.nn.sigmoid(classifier.logit(normed))
+
+
+LogitMeasure = Callable[[Float[Array, "batch size"], Best], Float[Array, " batch"]]
+HiddenMeasure = Callable[[Float[Array, "batch d_model"], MetaClassifier], Float[Array, " batch"]]
+
+LOGIT_MEASURES: dict[str, LogitMeasure] = {"softmax_diff": softmax_diff}
+HIDDEN_MEASURES: dict[str, HiddenMeasure] = {"meta": meta}

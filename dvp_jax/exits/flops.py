@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Static
 from dvp_jax.t5.config import T5Config
 
 
@@ -13,8 +13,8 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
 
     Sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and of
     (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the
-    gather and the last head: for comparison with published figures only. Methods that ask for no confidence
-    count 0.
+    gather and the last head: for comparison with published figures only. Methods that ask for no confidence,
+    or take it from the hidden state, count 0.
 
     Args:
         exit_layers: layers run per token, any shape.
@@ -24,7 +24,7 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
     Returns:
         float64, of the shape of exit_layers.
     """
-    if not isinstance(policy, CALM):
+    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
         return np.zeros(np.shape(exit_layers))
     whole = (2 * config.d_model - 1) * config.vocab_size
     depths = np.minimum(exit_layers, config.num_decoder_layers - 1) + 1.0
@@ -50,8 +50,8 @@ def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config)
     # Candidate depths asked: first_exit .. exit_layer, but never the last depth, which is only read.
     reaches_last = exit_layers >= policy.last_depth
     asked = np.minimum(exit_layers, policy.last_depth - 1) - policy.first_exit + 1
-    if not isinstance(policy, CALM):
-        return np.full_like(exit_layers, whole)
+    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
+        return np.full_like(exit_layers, whole)  # of a batch of one: a row also pays where another leaves
     if not isinstance(policy, DVP):
         return (asked + reaches_last) * whole
     # The product at p is also the first candidate's where both depths are the same.

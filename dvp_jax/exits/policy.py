@@ -10,15 +10,30 @@ decides; at `last_depth` every remaining token leaves.
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.exits.confidence import CONFIDENCE_MEASURES, best_two
+from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, best_two
 from dvp_jax.exits.vocabulary import Vocabulary
+from dvp_jax.t5.meta import MetaClassifier
 
-Reading = tuple[Int[Array, " batch"], Float[Array, " batch"]]
-"""Token of each row, and the confidence in it."""
+
+class Readers(NamedTuple):
+    """What turns hidden states into tokens and confidence."""
+
+    vocabulary: Vocabulary  # whole, or what the policy kept
+    meta: MetaClassifier | None  # of models that have one
+
+
+class Reading(NamedTuple):
+    """What a depth says of each row."""
+
+    leaves: Bool[Array, " batch"]
+    token: Int[Array, " batch"]  # where the row leaves
+    confidence: Float[Array, " batch"]
 
 
 class ExitPolicy(Protocol):
@@ -35,13 +50,23 @@ class ExitPolicy(Protocol):
     def observe(self, depth: int, hidden: Float[Array, "batch d_model"], vocabulary: Vocabulary) -> Vocabulary:
         """Called at each depth up to `first_exit`: the vocabulary that deeper candidates are read from."""
 
-    def read(self, hidden: Float[Array, "batch d_model"], vocabulary: Vocabulary) -> Reading:
-        """Token and confidence at a candidate depth."""
+    def decide(
+        self,
+        hidden: Float[Array, "batch d_model"],
+        asking: Bool[Array, " batch"],
+        threshold: Float[Array, ""],
+        readers: Readers,
+    ) -> Reading:
+        """Which of the `asking` rows leave at a candidate depth, and with what."""
 
     def read_last(
-        self, hidden: Float[Array, "batch d_model"], whole: Vocabulary, vocabulary: Vocabulary
+        self,
+        hidden: Float[Array, "batch d_model"],
+        asking: Bool[Array, " batch"],
+        whole: Readers,
+        readers: Readers,
     ) -> Reading:
-        """Token and confidence of a token that reached `last_depth`."""
+        """Reads the `asking` rows, which reached `last_depth`: all of them leave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +87,30 @@ class Static:
     def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
         return vocabulary
 
-    def read(self, hidden: Array, vocabulary: Vocabulary) -> Reading:
-        logits = vocabulary.logits(hidden)
-        best = best_two(logits)
-        return vocabulary.token(best.candidate), CONFIDENCE_MEASURES[self.confidence](logits, best)
+    def decide(self, hidden: Array, asking: Array, threshold: Array, readers: Readers) -> Reading:
+        reading = self._read(hidden, asking, readers)
+        return reading._replace(leaves=asking & (reading.confidence > threshold))
 
-    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:
-        return self.read(hidden, whole)
+    def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
+        return self._read(hidden, asking, whole)
+
+    def _read(self, hidden: Array, asking: Array, readers: Readers) -> Reading:
+        logits = readers.vocabulary.logits(hidden)
+        best = best_two(logits)
+        if self.confidence in LOGIT_MEASURES:
+            confidence = LOGIT_MEASURES[self.confidence](logits, best)
+        else:
+            confidence = self._confidence_of_hidden(hidden, readers)
+        return Reading(asking, readers.vocabulary.token(best.candidate), confidence)
+
+    def _confidence_of_hidden(self, hidden: Array, readers: Readers) -> Array:
+        assert readers.meta is not None
+        return HIDDEN_MEASURES[self.confidence](readers.vocabulary.normed(hidden), readers.meta)
 
 
 @dataclasses.dataclass(frozen=True)
 class CALM(Static):
-    """A token leaves at the first depth whose confidence over the whole vocabulary passes the threshold.
+    """A token leaves at the first depth whose confidence passes the threshold.
 
     Confident adaptive language modeling (CALM): `depth` is the decoder's.
     """
@@ -83,6 +120,23 @@ class CALM(Static):
     @property
     def first_exit(self) -> int:
         return self.min_exit_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenCALM(CALM):
+    """CALM with a measure of the hidden state: no depth before the exit touches the unembedding."""
+
+    def decide(self, hidden: Array, asking: Array, threshold: Array, readers: Readers) -> Reading:
+        confidence = self._confidence_of_hidden(hidden, readers)
+        leaves = asking & (confidence > threshold)
+
+        def token(hidden: Array) -> Array:
+            return best_two(readers.vocabulary.logits(hidden)).candidate
+
+        def nothing(hidden: Array) -> Array:
+            return jnp.zeros(hidden.shape[0], jnp.int32)
+
+        return Reading(leaves, lax.cond(jnp.any(leaves), token, nothing, hidden), confidence)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,5 +155,5 @@ class DVP(CALM):
             return vocabulary
         return vocabulary.prune(vocabulary.logits(hidden), self.prune_size)
 
-    def read_last(self, hidden: Array, whole: Vocabulary, vocabulary: Vocabulary) -> Reading:
-        return self.read(hidden, whole if self.final_vocab == "full" else vocabulary)
+    def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
+        return self._read(hidden, asking, whole if self.final_vocab == "full" else readers)

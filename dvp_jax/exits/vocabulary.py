@@ -26,9 +26,13 @@ class Vocabulary:
     epsilon: float = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)
 
+    def normed(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch d_model"]:
+        """norm(h_l), float32."""
+        return rms_norm(hidden, self.norm, self.epsilon)
+
     def logits(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch candidates"]:
         """Candidate logits z_l = W (s * norm(h_l)), float32."""
-        x = rms_norm(hidden, self.norm, self.epsilon) * self.scale
+        x = self.normed(hidden) * self.scale
         if self.ids is None:
             return linear(x, self.rows)
         x = x.astype(self.rows.dtype)

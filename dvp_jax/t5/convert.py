@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.meta import MetaClassifier
 from dvp_jax.t5.model import T5, Params
 
 DTYPES = ("float32", "bfloat16")
@@ -218,8 +219,13 @@ def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple
     check_shapes(folder, found, expected)
 
 
-def check_shapes(folder: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Refuses a checkpoint whose tensors are not those of its config.
+def check_shapes(
+    folder: Path,
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    config: str = "config.json",
+) -> None:
+    """Refuses a checkpoint whose tensors are not those of its config, which errors call by the given name.
 
     Raises:
         ValueError: lists every tensor that is missing, superfluous or of another shape.
@@ -227,12 +233,12 @@ def check_shapes(folder: Path, found: dict[str, tuple[int, ...]], expected: dict
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
     problems += [f"not of this model: {name} {shape}" for name, shape in found.items() if name not in expected]
     problems += [
-        f"wrong shape: {name} {found[name]}; config.json says {shape}"
+        f"wrong shape: {name} {found[name]}; {config} says {shape}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]
     if problems:
-        raise ValueError(f"{folder}: the tensors do not fit config.json\n  " + "\n  ".join(problems))
+        raise ValueError(f"{folder}: the tensors do not fit {config}\n  " + "\n  ".join(problems))
 
 
 def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
@@ -260,6 +266,27 @@ def write_config(folder: Path, config: T5Config, params: Params) -> None:
     """Writes the config.json of a Hugging Face folder."""
     fields = {**config.to_hugging_face(), "dtype": str(params["shared"].dtype)}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+META_FILE = "meta_classifier.safetensors"
+"""CALM's classifier, beside the weights that it was trained on."""
+
+
+def write_meta(folder: Path, meta: MetaClassifier) -> None:
+    """Writes the meta classifier of a checkpoint folder."""
+    save_file({name: np.asarray(value) for name, value in vars(meta).items()}, folder / META_FILE)
+
+
+def read_meta(folder: Path, config: T5Config) -> MetaClassifier:
+    """Reads the meta classifier of a checkpoint folder.
+
+    Raises:
+        ValueError: the file is damaged, or is of another model.
+    """
+    file = _SafetensorsFile(folder / META_FILE)
+    expected: dict[str, tuple[int, ...]] = {"weight": (config.d_model,), "bias": ()}
+    check_shapes(folder / META_FILE, file.shapes, expected)
+    return MetaClassifier(**{name: jnp.asarray(file.read(name)) for name in expected})
 
 
 @contextlib.contextmanager

@@ -106,6 +106,20 @@ def padding_bias(mask: Bool[Array, "batch length"]) -> Float[Array, "batch 1 1 l
     return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
 
 
+class Dropout(nn.Module):
+    """T5's dropout, active where the caller gives a "dropout" key; decoding gives none.
+
+    One mask for all positions of a sequence, as in T5's own code.
+    """
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
+        dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+        return dropout(x, deterministic=not self.has_rng("dropout"))
+
+
 class Attention(nn.Module):
     """T5 attention: no biases, and no division by sqrt(d_kv)."""
 
@@ -123,6 +137,7 @@ class Attention(nn.Module):
         if self.has_relative_bias:
             shape = (c.relative_attention_num_buckets, c.num_heads)
             self.relative_bias = self.param("relative_bias", normal(factor * c.d_model**-0.5), shape)
+        self.dropout = Dropout(c)
 
     def _heads(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch num_heads length d_kv"]:
         return x.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv).transpose(0, 2, 1, 3)
@@ -142,7 +157,7 @@ class Attention(nn.Module):
         query = self._heads(linear(x, self.query)).astype(self.query.dtype)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
         scores = [product("bhqd,bhkd->bhqk", query, s.keys) + s.bias for s in segments]
-        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+        weights = self.dropout(jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1))
         ends = np.cumsum([s.keys.shape[2] for s in segments])[:-1].tolist()
         parts = [
             product("bhqk,bhkd->bhqd", w.astype(s.values.dtype), s.values)
@@ -173,7 +188,7 @@ class FeedForward(nn.Module):
         if c.gated:
             wi_linear = self.param("wi_linear", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
             hidden = hidden * linear(x, wi_linear)
-        return linear(hidden, wo)
+        return linear(Dropout(c)(hidden), wo)
 
 
 class Norm(nn.Module):
@@ -198,6 +213,7 @@ class EncoderLayer(nn.Module):
         self.self_attention_norm = Norm(self.config)
         self.feed_forward = FeedForward(self.config)
         self.feed_forward_norm = Norm(self.config)
+        self.dropout = Dropout(self.config)
 
     def __call__(
         self,
@@ -206,8 +222,9 @@ class EncoderLayer(nn.Module):
     ) -> Float[Array, "batch length d_model"]:
         """Runs the layer on whole sequences."""
         x = self.self_attention_norm(hidden)
-        hidden = hidden + self.self_attention(x, Segment(*self.self_attention.keys_values(x), bias))
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        itself = Segment(*self.self_attention.keys_values(x), bias)
+        hidden = hidden + self.dropout(self.self_attention(x, itself))
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
 class DecoderLayer(nn.Module):
@@ -227,6 +244,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention_norm = Norm(self.config)
         self.feed_forward = FeedForward(self.config)
         self.feed_forward_norm = Norm(self.config)
+        self.dropout = Dropout(self.config)
 
     def self_keys_values(self, hidden: Float[Array, "batch length d_model"]) -> KeysValues:
         """Self-attention keys and values of the states that enter this layer."""
@@ -243,6 +261,8 @@ class DecoderLayer(nn.Module):
         cross_segment: Segment,
     ) -> Float[Array, "batch length d_model"]:
         """Runs the layer on the states that enter it."""
-        hidden = hidden + self.self_attention(self.self_attention_norm(hidden), *self_segments)
-        hidden = hidden + self.cross_attention(self.cross_attention_norm(hidden), cross_segment)
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        x = self.self_attention_norm(hidden)
+        hidden = hidden + self.dropout(self.self_attention(x, *self_segments))
+        x = self.cross_attention_norm(hidden)
+        hidden = hidden + self.dropout(self.cross_attention(x, cross_segment))
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))

@@ -16,12 +16,15 @@ from tqdm import tqdm
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import (
     DTYPES,
+    META_FILE,
     atomic_folder,
     check_shapes,
     parameter_shapes,
     read_checkpoint,
+    read_meta,
     write_checkpoint,
     write_config,
+    write_meta,
 )
 from dvp_jax.t5.model import Params
 
@@ -66,6 +69,8 @@ def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = Fal
         config, params = _read_orbax(folder, dtype)
     else:
         config, params = read_checkpoint(folder, dtype, bar)
+    if (folder / META_FILE).is_file():
+        params["meta"] = read_meta(folder, config)
     return Model(config, params, load_tokenizer(folder))
 
 
@@ -75,7 +80,8 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
     Args:
         folder: need not exist; must hold no checkpoint.
         model: what to write.
-        format: "huggingface" (config.json and model.safetensors) or "orbax" (config.json and params/).
+        format: "huggingface" (config.json and model.safetensors) or "orbax" (config.json and params/). A meta
+            classifier goes into a file of its own beside them.
 
     Raises:
         FileExistsError: the folder holds a checkpoint already.
@@ -87,13 +93,16 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise FileExistsError(f"{folder} holds a checkpoint already")
+    params = {name: value for name, value in model.params.items() if name != "meta"}
     with atomic_folder(folder) as partial:
         if format == "huggingface":
-            write_checkpoint(partial, model.config, model.params)
+            write_checkpoint(partial, model.config, params)
         else:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save((partial / "params").absolute(), model.params)
-            write_config(partial, model.config, model.params)
+                checkpointer.save((partial / "params").absolute(), params)
+            write_config(partial, model.config, params)
+        if "meta" in model.params:
+            write_meta(partial, model.params["meta"])
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
 

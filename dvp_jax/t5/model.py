@@ -7,6 +7,7 @@ The parameters are a plain nested dict of arrays:
     encoder / layers_0 .. / self_attention ..., feed_forward ..., *_norm
     encoder / final_norm / scale
     decoder / ...                               the same, with cross_attention
+    meta                                        CALM's `MetaClassifier`, where one was trained
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import (
     MASKED,
     DecoderLayer,
+    Dropout,
     EncoderLayer,
     KeysValues,
     Norm,
@@ -59,6 +61,22 @@ class T5(nn.Module):
         """Cross-attention keys and values of every decoder layer."""
         return [layer.cross_keys_values(encoded) for layer in self.decoder.layers]
 
+    def depths(
+        self,
+        input_ids: Int[Array, "batch source"],
+        mask: Bool[Array, "batch source"],
+        decoder_input_ids: Int[Array, "batch target"],
+    ) -> list[Float[Array, "batch target d_model"]]:
+        """Teacher-forced h_l of the depths l = 1..L: the residual stream after l decoder layers."""
+        cross = self.cross_keys_values(self.encode(input_ids, mask))
+        return self.decoder(embed(self.shared, decoder_input_ids), cross, mask)
+
+    def readout(
+        self, hidden: Float[Array, "*depths batch target d_model"]
+    ) -> Float[Array, "*depths batch target d_model"]:
+        """s * norm(h_l), of which the unembedding makes the logits of depth l."""
+        return self.decoder.readout(hidden) * self.config.logit_scale
+
     def __call__(
         self,
         input_ids: Int[Array, "batch source"],
@@ -66,10 +84,8 @@ class T5(nn.Module):
         decoder_input_ids: Int[Array, "batch target"],
     ) -> Float[Array, "batch target vocab"]:
         """Teacher-forced logits of the last depth, float32."""
-        encoded = self.encode(input_ids, mask)
-        hidden = self.decoder(embed(self.shared, decoder_input_ids), self.cross_keys_values(encoded), mask)
-        unembedding = self.shared if self.config.tie_word_embeddings else self.lm_head
-        return linear(hidden * self.config.logit_scale, unembedding)
+        last = self.depths(input_ids, mask, decoder_input_ids)[-1]
+        return linear(self.readout(last), self.shared if self.config.tie_word_embeddings else self.lm_head)
 
 
 class _Encoder(nn.Module):
@@ -79,10 +95,12 @@ class _Encoder(nn.Module):
         c = self.config
         self.layers = [EncoderLayer(c, has_relative_bias(c, index)) for index in range(c.num_layers)]
         self.final_norm = Norm(c)
+        self.dropout = Dropout(c)
 
     def __call__(
         self, hidden: Float[Array, "batch source d_model"], mask: Bool[Array, "batch source"]
     ) -> Float[Array, "batch source d_model"]:
+        hidden = self.dropout(hidden)
         positions = jnp.arange(hidden.shape[1])
         for index, layer in enumerate(self.layers):
             if has_relative_bias(self.config, index):
@@ -91,7 +109,7 @@ class _Encoder(nn.Module):
                     table, positions, positions, len(positions), self.config, bidirectional=True
                 )
             hidden = layer(hidden, bias)
-        return self.final_norm(hidden)
+        return self.dropout(self.final_norm(hidden))
 
 
 class _Decoder(nn.Module):
@@ -101,13 +119,16 @@ class _Decoder(nn.Module):
         c = self.config
         self.layers = [DecoderLayer(c, has_relative_bias(c, index)) for index in range(c.num_decoder_layers)]
         self.final_norm = Norm(c)
+        self.dropout = Dropout(c)
 
     def __call__(
         self,
         hidden: Float[Array, "batch target d_model"],
         cross: list[KeysValues],
         mask: Bool[Array, "batch source"],
-    ) -> Float[Array, "batch target d_model"]:
+    ) -> list[Float[Array, "batch target d_model"]]:
+        """The residual stream after each layer."""
+        hidden, depths = self.dropout(hidden), []
         positions = jnp.arange(hidden.shape[1])
         causal = jnp.where(positions[:, None] >= positions[None, :], 0.0, MASKED)
         for index, (layer, cross_keys_values) in enumerate(zip(self.layers, cross, strict=True)):
@@ -118,12 +139,24 @@ class _Decoder(nn.Module):
                 )
             itself = Segment(*layer.self_keys_values(hidden), bias)
             hidden = layer(hidden, (itself,), Segment(*cross_keys_values, padding_bias(mask)))
-        return self.final_norm(hidden)
+            depths.append(hidden)
+        return depths
+
+    def readout(
+        self, hidden: Float[Array, "*depths batch target d_model"]
+    ) -> Float[Array, "*depths batch target d_model"]:
+        """The final norm, at any depth."""
+        return self.dropout(self.final_norm(hidden))
 
 
 def has_relative_bias(config: T5Config, index: int) -> bool:
     """Whether layer `index` (from 0) holds a relative position bias: the first, or each in UMT5."""
     return index == 0 or config.relative_bias_per_layer
+
+
+def unembedding(config: T5Config, params: Params) -> Float[Array, "vocab d_model"]:
+    """W: the embedding itself where the two are tied."""
+    return params["shared" if config.tie_word_embeddings else "lm_head"]
 
 
 def embed(

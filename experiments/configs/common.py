@@ -1,25 +1,65 @@
-"""What the evaluation configs share."""
+"""What the configs share."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from dvp_jax.train.trainer import TrainConfig
+
 
 def evaluation(
-    *, task: Mapping[str, Any], threshold: float, prune_sizes: tuple[int, ...], model: str | None = None
+    *,
+    tasks: Mapping[str, Mapping[str, Any]],
+    threshold: float,
+    prune_sizes: tuple[int, ...],
+    model: str | None = None,
 ) -> ConfigDict:
     """full, calm, and dvp at p = 2 with each prune size, batch 1."""
     early = {"threshold": threshold, "min_exit_layer": 2}
     dvp = {f"dvp_{size}": {"method": "dvp", "prune_layer": 2, "prune_size": size, **early} for size in prune_sizes}
-    optional = {name: config_dict.placeholder(str) if value is None else value for name, value in task.items()}
     return ConfigDict(
         {
             "model": config_dict.placeholder(str) if model is None else model,
             "dtype": "float32",
-            "task": optional,
+            "tasks": {name: _settable(task) for name, task in tasks.items()},
             "methods": {"full": {"method": "full"}, "calm": {"method": "calm", **early}, **dvp},
             "batch_size": 1,
             "limit": config_dict.placeholder(int),
         }
     )
+
+
+def finetuning(
+    *,
+    tasks: Mapping[str, Mapping[str, Any]],
+    validation_tasks: Mapping[str, Mapping[str, Any]],
+    train: Mapping[str, Any],
+    model: str | None = None,
+    shape: Mapping[str, Any] | None = None,
+) -> ConfigDict:
+    """From the checkpoint `model`, or from scratch with `shape` and a tokenizer of its own."""
+    return ConfigDict(
+        {
+            "model": config_dict.placeholder(str) if model is None else model,
+            "shape": {} if shape is None else dict(shape),
+            "tokenizer": config_dict.placeholder(str),
+            "tasks": {name: _settable(task) for name, task in tasks.items()},
+            "validation_tasks": {name: _settable(task) for name, task in validation_tasks.items()},
+            "limit": config_dict.placeholder(int),
+            "validation_limit": config_dict.placeholder(int),
+            "train": _train_fields(train),
+        }
+    )
+
+
+def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """None stays open for a text on the command line."""
+    return {name: config_dict.placeholder(str) if value is None else value for name, value in fields.items()}
+
+
+def _train_fields(train: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of `TrainConfig`, so that each can be set on the command line."""
+    fields = dataclasses.asdict(TrainConfig(**train))
+    return {name: config_dict.placeholder(float) if value is None else value for name, value in fields.items()}

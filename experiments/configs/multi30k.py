@@ -4,8 +4,8 @@ Not a table of the paper: a small checkpoint's translation, for a run of minutes
 checkpoint's confidence is low, hence the threshold of 0.5. Seen: the README's table, in about 5 minutes.
 
     python -m experiments.evaluate --config=experiments/configs/multi30k.py --workdir=runs/multi30k \
-        --config.model=CHECKPOINT --config.task.source_path=test_2016_flickr.en \
-        --config.task.target_path=test_2016_flickr.de
+        --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \
+        --config.tasks.translation.target_path=test_2016_flickr.de
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +15,5 @@ from experiments.configs.common import evaluation
 
 def get_config() -> ConfigDict:
     """The config."""
-    task = {"name": "translation", "source_path": None, "target_path": None}
-    return evaluation(task=task, threshold=0.5, prune_sizes=(64, 512))
+    tasks = {"translation": {"source_path": None, "target_path": None}}
+    return evaluation(tasks=tasks, threshold=0.5, prune_sizes=(64, 512))

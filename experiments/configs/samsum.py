@@ -5,7 +5,7 @@ task. Ours: not run.
 
     python -m experiments.evaluate --config=experiments/configs/samsum.py --workdir=runs/samsum
 
-The data set comes from the hub, or from a file by --config.task.path=validation.csv.
+The data set comes from the hub, or from a file by --config.tasks.samsum.path=validation.csv.
 """
 
 from ml_collections import ConfigDict
@@ -16,5 +16,5 @@ from experiments.configs.common import evaluation
 def get_config() -> ConfigDict:
     """The config."""
     return evaluation(
-        model="google-t5/t5-large", task={"name": "samsum", "path": None}, threshold=0.9, prune_sizes=(512,)
+        model="google-t5/t5-large", tasks={"samsum": {"path": None}}, threshold=0.9, prune_sizes=(512,)
     )

@@ -4,7 +4,7 @@ Published: F1 90.6 for dvp (DVP). Ours: not run.
 
     python -m experiments.evaluate --config=experiments/configs/squad.py --workdir=runs/squad
 
-The data set comes from the hub, or from a file by --config.task.path=dev-v1.1.json.
+The data set comes from the hub, or from a file by --config.tasks.squad.path=dev-v1.1.json.
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +15,5 @@ from experiments.configs.common import evaluation
 def get_config() -> ConfigDict:
     """The config."""
     return evaluation(
-        model="google-t5/t5-large", task={"name": "squad", "path": None}, threshold=0.9, prune_sizes=(64,)
+        model="google-t5/t5-large", tasks={"squad": {"path": None}}, threshold=0.9, prune_sizes=(64,)
     )

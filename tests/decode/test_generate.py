@@ -160,7 +160,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
     ("fields", "message"),
     [
         ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp"),
-        ({"confidence": "softmax"}, "confidence is 'softmax'; allowed: softmax_diff"),
+        ({"confidence": "softmax"}, "confidence is 'softmax'; allowed: softmax_diff, meta"),
         ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
         ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
         ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),

@@ -179,8 +179,8 @@ def evaluation(checkpoint, tmp_path_factory):
         "--config=experiments/configs/multi30k.py",
         f"--workdir={workdir}",
         f"--config.model={checkpoint.folder}",
-        f"--config.task.source_path={source}",
-        f"--config.task.target_path={target}",
+        f"--config.tasks.translation.source_path={source}",
+        f"--config.tasks.translation.target_path={target}",
         "--config.batch_size=2",
     )
     assert run.returncode == 0, run.stderr
@@ -204,11 +204,8 @@ def test_results_say_what_was_run(evaluation, checkpoint):
     results = evaluation.results
     assert results["model"] == str(checkpoint.folder)
     assert results["config"]["batch_size"] == 2
-    assert results["config"]["task"] == {
-        "name": "translation",
-        "source_path": str(evaluation.paths[0]),
-        "target_path": str(evaluation.paths[1]),
-    }
+    source, target = map(str, evaluation.paths)
+    assert results["config"]["tasks"] == {"translation": {"source_path": source, "target_path": target}}
     assert results["config"]["methods"] == METHODS
     assert results["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     for package in ("jax", "flax", "transformers", "dvp-jax"):
@@ -313,7 +310,7 @@ def get_config():
     return ConfigDict({
         "model": config_dict.placeholder(str),
         "dtype": "float32",
-        "task": {"name": "samsum", "path": config_dict.placeholder(str), "max_new_tokens": 5},
+        "tasks": {"samsum": {"path": config_dict.placeholder(str), "max_new_tokens": 5}},
         "methods": {
             "early": {"method": "static", "static_exit_layer": 1, "max_new_tokens": 3},
             "plain": {"method": "full"},
@@ -333,7 +330,7 @@ def test_evaluate_takes_the_first_examples_up_to_limit_of_any_config(checkpoint,
         f"--config={tmp_path / 'own.py'}",
         f"--workdir={tmp_path / 'run'}",
         f"--config.model={checkpoint.folder}",
-        f"--config.task.path={tmp_path / 'test.csv'}",
+        f"--config.tasks.samsum.path={tmp_path / 'test.csv'}",
         "--config.limit=3",
     )
     assert run.returncode == 0, run.stderr
@@ -359,7 +356,7 @@ def test_evaluate_refuses_a_workdir_below_a_file(checkpoint, evaluation, tmp_pat
     (tmp_path / "file").write_text("kept")
     workdir = tmp_path / "file" / "run"
     source, target = evaluation.paths
-    paths = f"--config.task.source_path={source}", f"--config.task.target_path={target}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={target}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={checkpoint.folder}", *paths)
     check_error(run, "workdir", workdir)
     assert len(run.stderr.splitlines()) == 1  # before the model is loaded
@@ -378,7 +375,7 @@ def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, t
     empty.mkdir()
     (empty / "config.json").write_bytes((checkpoint.folder / "config.json").read_bytes())
     source, target = evaluation.paths
-    paths = f"--config.task.source_path={source}", f"--config.task.target_path={target}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={target}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={empty}", *paths)
     check_error(run, empty, "no weights")
     assert not workdir.exists() or files_of(workdir) == []
@@ -386,7 +383,7 @@ def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, t
 
 def test_evaluate_names_a_missing_data_file(checkpoint, evaluation, tmp_path):
     source, missing, workdir = evaluation.paths[0], tmp_path / "missing.de", tmp_path / "run"
-    paths = f"--config.task.source_path={source}", f"--config.task.target_path={missing}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={missing}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={checkpoint.folder}", *paths)
     check_error(run, missing)
     assert not workdir.exists() or files_of(workdir) == []
@@ -485,6 +482,7 @@ def test_results_table_is_markdown_of_the_rows():
     nothing = dict.fromkeys(["threshold", "decay_temperature", "min_exit_layer", "prune_layer", "prune_size"])
     row = {
         **nothing,
+        "task": "squad",
         "static_exit_layer": 3,
         "method": "static",
         "metric": {"f1": 90.625, "exact_match": 7.0},
@@ -923,5 +921,5 @@ def test_the_config_of_multi30k_names_a_task_that_can_be_made():
 
     config = multi30k.get_config()
     assert config.methods.to_dict() == METHODS
-    assert make_task(**config.task).name == "translation"
+    assert [make_task(name, **fields).name for name, fields in config.tasks.items()] == ["translation"]
     assert (config.model, config.limit, config.batch_size) == (None, None, 1)

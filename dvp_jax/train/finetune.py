@@ -1,0 +1,79 @@
+"""A whole training run: model, data, training, plot and export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvp_jax.data import make_task
+from dvp_jax.evaluation import prepare_workdir, write_whole
+from dvp_jax.report.plots import accuracy_per_depth
+from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model
+from dvp_jax.train.batches import batches_of
+from dvp_jax.train.scratch import new_model, train_tokenizer
+from dvp_jax.train.trainer import make_train_config, read_metrics, train
+
+
+def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = False) -> Path:
+    """Trains what `config` describes and writes a Hugging Face folder.
+
+    Args:
+        config: "model" is a checkpoint folder or hub id, or None to start from scratch with "shape" (fields of
+            `T5Config`) and "tokenizer" (a folder, or None to train one of shape.vocab_size pieces on the
+            training texts); "tasks" and "validation_tasks" are lists of tasks as in evaluation; "limit" and
+            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`.
+        workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
+        resume: go on from the latest checkpoint in the workdir.
+
+    Returns:
+        The folder of the exported model.
+
+    Raises:
+        FileExistsError: the workdir holds a run and resume is False, or a finished run.
+        FileNotFoundError: a data file or the checkpoint is missing.
+        ValueError: an impossible setting, an empty or malformed data set, other arrays in the checkpoint than
+            this run has, or a loss that is no longer finite.
+        OSError: the workdir cannot be written.
+    """
+    cfg = make_train_config(config["train"])
+    workdir = prepare_workdir(workdir)
+    if (workdir / "model" / "config.json").exists():
+        raise FileExistsError(f"{workdir} holds a finished run; allowed: another workdir")
+    tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
+    validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
+
+    model = load_model(config["model"], progress=True) if config["model"] else _scratch(config, tasks, cfg.seed)
+    cfg.depth_weights(model.config.num_decoder_layers)  # before the data are tokenised
+    batches = batches_of(model, tasks, batch_size=cfg.batch_size, seed=cfg.seed, limit=config["limit"])
+    validation = None
+    if validation_tasks:
+        validation = batches_of(
+            model, validation_tasks, batch_size=cfg.batch_size, limit=config["validation_limit"]
+        )
+    write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
+    best = train(model, batches, validation, cfg, workdir, resume=resume)
+    if curves := [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]:
+        accuracy_per_depth(
+            {f"step {line['step']}": line["accuracy"] for line in curves[:: max(1, len(curves) // 6)]},
+            workdir / "accuracy_per_depth.svg",
+        )
+    save_model(workdir / "model", best)
+    return workdir / "model"
+
+
+def _scratch(config: Mapping[str, Any], tasks: list[Any], seed: int) -> Model:
+    """A model with random parameters, and its tokenizer."""
+    shape = dict(config["shape"])
+    if config["tokenizer"] is not None:
+        tokenizer = load_tokenizer(Path(config["tokenizer"]))
+        if tokenizer is None:
+            raise FileNotFoundError(f"tokenizer is {config['tokenizer']!r}, a folder without a tokenizer")
+    else:
+        if "vocab_size" not in shape:
+            raise ValueError("shape has no vocab_size; allowed: the number of pieces of the tokenizer to train")
+        examples = [example for task in tasks for example in task.load()[: config["limit"]]]
+        texts = [text for example in examples for text in (example.prompt, *example.references)]
+        tokenizer = train_tokenizer(texts, shape["vocab_size"])
+    return new_model(shape, tokenizer, seed)

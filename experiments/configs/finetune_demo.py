@@ -1,0 +1,49 @@
+"""The demo's model: 4 encoder and 8 decoder layers, from scratch, on made-up questions and dialogues.
+
+Every depth learns, deeper ones with more weight (CALM's anytime loss). scripts/make_demo.py runs this and exports
+the model; its --only_data draws the texts alone. To train the shipped model further instead:
+
+    python scripts/make_demo.py --workdir=runs/make_demo --only_data
+    python -m experiments.finetune --config=experiments/configs/finetune_demo.py --workdir=runs/finetune_demo \
+        --config.model=dvp_jax/demo/model --config.train.steps=50
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.common import finetuning
+
+
+def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
+    """The config, on the texts in the folder `data`."""
+
+    def tasks(split: str) -> dict[str, dict[str, object]]:
+        lengths = {"max_source_length": 128, "max_new_tokens": 40}
+        return {
+            "squad": {"path": f"{data}/squad_{split}.json", **lengths},
+            "samsum": {"path": f"{data}/samsum_{split}.csv", **lengths},
+        }
+
+    return finetuning(
+        shape={
+            "vocab_size": 8000,
+            "d_model": 128,
+            "d_kv": 32,
+            "d_ff": 512,
+            "num_heads": 4,
+            "num_layers": 4,
+            "num_decoder_layers": 8,
+            "dropout_rate": 0.0,
+        },
+        tasks=tasks("train"),
+        validation_tasks=tasks("validation"),
+        train={
+            "steps": 3000,
+            "batch_size": 64,
+            "loss": "weighted",
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "warmup_steps": 300,
+            "checkpoint_every": 250,
+        },
+    )

@@ -1,0 +1,44 @@
+"""A small T5 from scratch on Multi30k, English to German, every depth learning (CALM's anytime loss).
+
+    python -m experiments.finetune --config=experiments/configs/finetune_multi30k.py \
+        --workdir=runs/finetune_multi30k
+
+The data set comes from the hub, or from files by --config.tasks.translation.source_path=train.en,
+--config.tasks.translation.target_path=train.de and the same of config.validation_tasks.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.common import finetuning
+
+
+def get_config() -> ConfigDict:
+    """The config."""
+
+    def tasks(split: str) -> dict[str, dict[str, object]]:
+        return {"translation": {"split": split, "source_path": None, "target_path": None}}
+
+    return finetuning(
+        shape={
+            "vocab_size": 4000,
+            "d_model": 128,
+            "d_kv": 32,
+            "d_ff": 512,
+            "num_heads": 4,
+            "num_layers": 3,
+            "num_decoder_layers": 6,
+        },
+        tasks=tasks("train"),
+        validation_tasks=tasks("validation"),
+        train={
+            "steps": 2400,
+            "batch_size": 64,
+            "loss": "weighted",
+            "dropout_rate": 0.1,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "warmup_steps": 200,
+            "checkpoint_every": 300,
+        },
+    )

@@ -1,0 +1,30 @@
+"""Trains a T5 for early exit, from a checkpoint or from scratch.
+
+    python -m experiments.finetune --config=experiments/configs/finetune_multi30k.py --workdir=runs/multi30k
+
+Writes under --workdir: model/ (a Hugging Face folder), metrics.jsonl, accuracy_per_depth.svg and checkpoints/.
+With --resume goes on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+from ml_collections import config_flags
+
+from dvp_jax import launch
+from dvp_jax.train.finetune import finetune
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train; see experiments/configs/finetune_*.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the model and the log go.", required=True)
+_RESUME = flags.DEFINE_bool("resume", False, "Go on from the latest checkpoint in the workdir.")
+
+
+def main() -> None:
+    """Runs the training that the flags describe."""
+    folder = finetune(_CONFIG.value.to_dict(), _WORKDIR.value, resume=_RESUME.value)
+    print(f"the best model is in {folder}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    launch.run(main)

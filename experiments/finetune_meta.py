@@ -1,0 +1,54 @@
+"""Trains CALM's meta classifier on a frozen model, and writes both into a new folder.
+
+    python -m experiments.finetune_meta --config=experiments/configs/finetune_demo.py --workdir=runs/meta \
+        --config.model=CHECKPOINT --steps=300
+
+The config is one of `experiments.finetune`: its model, tasks and batch size are used. Then decode with
+`confidence="meta"`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from dvp_jax import launch
+from dvp_jax.data import make_task
+from dvp_jax.evaluation import prepare_workdir
+from dvp_jax.t5.load import load_model, save_model
+from dvp_jax.train.batches import batches_of
+from dvp_jax.train.meta import LOSSES, train_meta, validate_meta
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Model and data; see experiments/configs/finetune_*.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where model/ goes.", required=True)
+_STEPS = flags.DEFINE_integer("steps", 300, "Optimiser steps.")
+_LOSS = flags.DEFINE_enum("loss", "independent", LOSSES, "CALM's two losses.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Of Adam.")
+
+
+def main() -> None:
+    """Trains the classifier that the flags describe."""
+    config = _CONFIG.value
+    if not config.model:
+        raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    folder = prepare_workdir(_WORKDIR.value) / "model"
+    if (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} holds a checkpoint already")
+    model = load_model(config.model, progress=True)
+
+    def batches(split: str, limit: int | None):
+        tasks = [make_task(name, **fields) for name, fields in config[split].items()]
+        return batches_of(model, tasks, batch_size=config.train.batch_size, seed=config.train.seed, limit=limit)
+
+    training, validation = batches("tasks", config.limit), batches("validation_tasks", config.validation_limit)
+    model = train_meta(model, training, steps=_STEPS.value, loss=_LOSS.value, learning_rate=_LEARNING_RATE.value)
+    print(json.dumps(validate_meta(model, validation)))
+    save_model(folder, model)
+    print(f"the model with its classifier is in {folder}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    launch.run(main)

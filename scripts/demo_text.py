@@ -1,0 +1,403 @@
+"""Made-up English for the demo: questions on short paragraphs, and dialogues with summaries.
+
+All of it is drawn from tables: words, sentence wordings, and names put together from syllables. A seed gives the
+same text in every process. In the tables "|" separates wordings of the same thing, one of which is drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple, TypeVar
+
+_Text = TypeVar("_Text")
+
+
+class Fact(NamedTuple):
+    """Something told of every entity of a topic.
+
+    Attributes:
+        kind: of the value, a key of `WORDS` or `COMPOSED`.
+        says: predicate that tells the fact; {} stands for the value.
+        asks: question for the value; {} stands for the entity.
+        inverse: question for the entity; {} stands for the value. May be empty.
+    """
+
+    kind: str
+    says: str
+    asks: str
+    inverse: str = ""
+
+
+class Topic(NamedTuple):
+    """Entities of one kind and what is told of them.
+
+    Attributes:
+        name: template of the entity's name, with kinds as its fields.
+        article: goes before the name; may be empty.
+        pronouns: one of which an entity goes by.
+        relative: "who" or "which".
+        facts: four of which a paragraph draws.
+    """
+
+    name: str
+    article: str
+    pronouns: str
+    relative: str
+    facts: tuple[Fact, ...]
+
+
+def _names(starts: str, middles: str, ends: str, count: int) -> tuple[str, ...]:
+    words = sorted(map("".join, itertools.product(starts.split(), middles.split(), ends.split())))
+    return tuple(random.Random(count).sample(words, count))  # the same for every seed of the text
+
+
+_HEADS = "B D F G H J K L M N P R S T V Br Dr Gr Kl St"
+_VOWELS = "a e i o u"
+_FIRST = "len rik dan la nor vin bel ren mir lo ris na sha lia del mon vy ta"
+_SURNAME = """vik sen berg kov lund rup mann sky dorf witz quist gaard brook hart shaw well kin lott ver bek dahl
+stone ridge worth combe thorpe more nack pole"""
+_TOWN = "ford wick holm mere ham bury stead dale port gate field burn haven cliff marsh bridge minster pool"
+
+# No word starts with a vowel sound where "a" may go before it.
+_LISTS = """
+profession: baker butcher carpenter teacher doctor nurse lawyer judge farmer fisherman sailor soldier painter
+ sculptor dancer writer poet printer tailor weaver potter smith miner mason plumber roofer glazier gardener
+ florist barber cook waiter brewer miller shepherd hunter forester librarian banker broker merchant grocer chemist
+ botanist biologist surgeon dentist pilot driver mechanic clockmaker jeweller saddler cobbler journalist
+ photographer surveyor geologist physicist violinist pianist conductor
+cargo: timber salt sugar tea coffee cotton wool silk wheat barley rice pepper cinnamon copper iron tin coal marble
+ granite sand glass paper leather rubber tobacco wine cider honey cheese butter herring cod wax soap rope cement
+ bricks lead silver sulphur linen hemp cork bamboo cocoa vanilla olives raisins almonds lemons potatoes onions hay
+ oats flax amber ivory porcelain
+animal: badger beaver bear bison buffalo camel cat cheetah cobra cougar cow coyote crane crocodile crow deer dog
+ dolphin donkey duck falcon ferret fox frog gazelle giraffe goat goose gorilla hamster hare hawk hedgehog heron
+ horse jackal jaguar kangaroo leopard lion lizard llama lynx mole monkey moose mouse mule panther parrot
+ peacock pelican penguin pig pigeon puma rabbit raccoon raven rhino robin seal sheep spider squirrel stork swan
+ tiger toad tortoise turtle walrus weasel wolf zebra
+subject: maths physics chemistry biology history geography music drama Latin Greek French German Spanish Russian
+ Chinese Japanese Danish law medicine botany zoology geology logic rhetoric grammar poetry philosophy theology
+ statistics mechanics navigation sculpture drawing cooking design literature sociology psychology politics finance
+object: lamp kettle drum violin guitar basket blanket carpet mirror clock candle vase lantern hammer saw ladder
+ saddle helmet shield coin ring necklace bracelet crown statue painting map telescope camera radio pen book poster
+ puzzle kite ball racket tent backpack suitcase wallet purse jacket jumper coat hat belt boot sandal pillow chair
+ table stool cupboard desk bottle cup plate bowl spoon fork teapot pan bicycle scooter flute trumpet harp
+ piano bell whistle button ribbon
+flavour: pumpkin cherry lemon mushroom spinach tomato potato carrot chicken salmon bean lentil cheese garlic ginger
+ walnut honey plum pear peach beetroot cabbage celery fennel leek pepper turkey tuna rhubarb
+dish: soup pie cake stew salad tart curry pasta pizza pudding roll pancake risotto
+colour: red blue green yellow white black brown grey purple pink silver golden
+building: library museum theatre cinema station cafe bakery church school hotel bank hospital stadium gallery
+ harbour castle tower bookshop pharmacy restaurant gym pool park garden zoo
+vehicle: train bus car ferry plane boat tram taxi coach van
+event: party wedding concert lecture picnic play barbecue dance
+month: January February March April May June July August September October November December
+day: Monday Tuesday Wednesday Thursday Friday Saturday Sunday
+hour: one two three four five six seven eight nine ten eleven twelve
+"""
+
+WORDS: dict[str, tuple[str, ...]] = {
+    kind: tuple(words.split()) for kind, words in re.findall(r"(\w+): ([^:]+)(?:\n|$)", _LISTS)
+}
+WORDS |= {
+    "first": _names(_HEADS, _VOWELS, _FIRST, 1500),
+    "surname": _names(_HEADS, "al er or in un", _SURNAME, 2500),
+    "town": _names(_HEADS, "ar el il om ur", _TOWN, 1500),
+    "brand": _names(_HEADS, f"{_VOWELS} ei ou", "vane xa dex trix zar phon nova vis lux meda", 1200),
+    "product": tuple(f"{word}s" for word in WORDS["object"]),
+    "year": tuple(str(year) for year in range(1820, 2020)),
+    "amount": tuple(f"{number} crowns" for number in range(20, 1000, 5)),
+    "length": tuple(f"{number} metres" for number in range(110, 990)),
+    "count": tuple(str(number) for number in range(110, 990)),
+    "time": tuple(f"{hour}:{minute:02d}" for hour in range(1, 13) for minute in (0, 5, 10, 20, 25, 35, 40, 50, 55))
+    + tuple(f"{part} {hour}" for part in ("half past", "quarter past", "quarter to") for hour in WORDS["hour"]),
+}
+COMPOSED = {
+    "person": "{first} {surname}",
+    "food": "{flavour} {dish}",
+    "thing": "{colour} {object}",
+    "place": "{brand} {building}",
+}
+
+# A block for each topic: name / article / pronouns / relative, its facts, kind: says / asks / inverse.
+_TOPICS = """
+{person} /  / he|she / who
+town: was born in {}|came from {} / Where was {} born?|Where did {} come from? / Who came from {}?
+town: later moved to {}|spent many years in {}|died in {} / To which town did {} move?|Where did {} live later?
+profession: worked as a {}|was a {} by trade / What was the profession of {}?|What did {} work as? / Who was a {}?
+subject: studied {} at a school|took {} lessons / Which subject did {} study?|What did {} study? / Who studied {}?
+year: won a medal in {}|received a medal in {} / When did {} win a medal?|In which year did {} receive a medal?
+animal: kept a tame {}|owned a {} as a pet / Which animal did {} keep?|What pet did {} own? / Who kept a {}?
+
+{brand} / the ship / it|she / which
+town: was built in {}|came from the yards of {} / Where was {} built?|Where did {} come from?
+cargo: carried {}|sailed with a cargo of {} / What did {} carry?|What was the cargo of {}? / Which ship carried {}?
+person: had {} as captain|sailed under captain {} / Who was the captain of {}? / Which ship had {} as captain?
+year: sank in {}|was lost at sea in {}|went down in the year {} / When did {} sink?|In which year was {} lost?
+amount: was sold for {}|cost its owner {} / How much did {} cost?|For how much was {} sold?
+
+{brand} /  / it / which
+person: was founded by {}|had {} as its founder / Who founded {}?|Who started {}? / Which company did {} found?
+product: made {}|sold good {}|was known for its {} / What did {} make?|What did {} sell? / Which company made {}?
+town: was based in {}|had its office in {} / Where was {} based?|In which town was {}? / Who was based in {}?
+year: went bankrupt in {}|closed in {} / When did {} close?|In which year did {} go bankrupt?
+count: employed {} people|had {} workers / How many people did {} employ?|How many workers did {} have?
+
+{brand} Bridge / the / it / which
+person: was designed by {}|was the work of {} / Who designed {}?|Who planned {}? / What did {} design?
+year: was opened in {}|opened to traffic in {} / When was {} opened?|In which year did {} open?
+length: was {} long|had a length of {}|measured {} in all / How long was {}?|What was the length of {}?
+town: stood near {}|led to the town of {} / Near which town was {}?|Where did {} stand? / What stood near {}?
+amount: cost {} to build|was built for {} / How much did {} cost?|For how much was {} built?
+
+{brand} Festival / the / it / which
+town: was held in {}|took place in {} / Where was {} held?|Where did {} take place? / What was held in {}?
+month: began in {} each time|was celebrated in {}|was always in {} / In which month was {}?|When did {} begin?
+count: drew {} visitors|was attended by {} people / How many visitors did {} draw?|How many people attended {}?
+food: was known for its {}|offered {} to everyone / Which dish was served at {}?|What food did {} offer?
+person: was opened by {}|had {} as its host / Who opened {}?|Who was the host of {}? / Which festival did {} open?
+
+{brand} Expedition / the / it / which
+person: was led by {}|had {} as its leader / Who led {}?|Who was the leader of {}? / Which expedition did {} lead?
+town: left from {}|set out from {} / Where did {} start?|From which town did {} set out? / What set out from {}?
+object: found an old {}|dug up an ancient {} / What did {} find?|What did {} dig up? / Which expedition found a {}?
+year: came home in {}|returned in {}|was back in {} / When did {} return?|In which year did {} come home?
+amount: cost {} in all|was given {} by the king / How much did {} cost?|How much was {} given?
+
+{brand} Museum / the / it / which
+product: collected {}|had rooms full of {} / What did {} collect?|What did {} show? / What collected {}?
+person: was run by {}|had {} as director / Who was the director of {}?|Who ran {}? / Which museum did {} run?
+town: stood in {}|was located in {} / Where did {} stand?|In which town was {}? / What stood in {}?
+day: was closed every {}|did not open on {} / On which day was {} closed?|When did {} not open?
+year: burned down in {}|was destroyed by fire in {} / When did {} burn down?|In which year was {} destroyed?
+"""
+_PATTERNS = ("{} {} and {}.", "{}, {relative} {}, {}.", "{} {}, and {pronoun} {}.")
+
+
+def _topics(text: str) -> tuple[Topic, ...]:
+    topics = []
+    for block in text.strip().split("\n\n"):
+        head, *rows = block.splitlines()
+        name, article, pronouns, relative = head.split(" / ")
+        facts = tuple(Fact(*re.split(": | / ", row)) for row in rows)
+        topics.append(Topic(name, f"{article} ".lstrip(), pronouns, relative, facts))
+    return tuple(topics)
+
+
+TOPICS = _topics(_TOPICS)
+
+# Speakers {A} and {B} take turns; the other slots are kinds, with a number where a kind comes more than once.
+_SMALL_TALK = (
+    "Hi {B}, how was {town9}?|Hello {B}, how did you like {town9}?",
+    "Very nice, {A}. {first9} says hello.|Fine, {A}. {first9} is still there.|I liked it, {A}. {first9} did not.",
+)
+# A paragraph of lines for each scenario: what opens it, then for each outcome three utterances and the summary.
+_SCENARIOS = """
+Shall we meet at the {place} at {time} on {day}?|Can you be at the {place} on {day} at {time}?
+Not at {time}, {A}, I have to help {first}. Is {time2} fine?|I see {first} at {time}, {A}. Could we say {time2}?
+Yes, {time2} is fine, {B}.|Then let us say {time2}, {B}.
+Good, I will see you on {day}, {A}!|Great, {A}, until {day} then!
+{A} and {B} will meet at the {place} at {time2} on {day}.
+{first} says the {place} is closed. Shall we try the {place2}?|Not the {place}, {A}. {first} likes the {place2}.
+The {place2} is fine too, {B}.|I like the {place2} as well, {B}.
+Then I will see you at {time}, {A}.|Good, {A}, at {time} then.
+{A} and {B} will meet at the {place2} at {time} on {day}.
+Sorry, {A}, I have to visit {first} in {town}.|I can not, {A}. I promised to see {first} in {town}.
+What about {day2} at {time2}, {B}?|Would {day2} at {time2} be better, {B}?
+No, {A}, I will be in {town} all week.|No, I stay in {town} until the end, {A}.
+{B} can not meet {A} at the {place} because {B} is visiting {first} in {town}.
+
+Could you lend me {amount} for a {thing}, {B}?|I need {amount} to buy a {thing}. Can you help, {B}?
+I gave {first} a lot of money. I only have {amount2}.|After paying {first} I have just {amount2} left.
+That will do, {B}. You get the {amount2} back on {day}.|Then lend me {amount2}, {B}, until {day}.
+Fine, {A}, I will bring it to the {place}.|All right, {A}, come to the {place}.
+{B} will lend {A} {amount2} for a {thing} until {day}.
+Sorry, {A}, I spent all my money on a {thing2}.|I can not, {A}. I just bought a {thing2}.
+Who else has {amount}? Maybe {first}?|Could {first} or someone else give me {amount}?
+No, {first} is poor, {A}, but {first2} can help you.|Not {first}, {A}. You should ask {first2}.
+{B} bought a {thing2} and can not lend {A} {amount}, so {A} should ask {first2}.
+
+The birthday of {first} is on {day}. Shall we buy a {thing}?|{first} gets married on {day}. Maybe a {thing}?
+No, {first2} is buying a {thing}. I would rather take a {thing2}.|A {thing} comes from {first2}. Maybe a {thing2}?
+I saw a {thing2} for {amount} at {brand}.|A {thing2} costs {amount} at {brand}.
+Then buy it for {amount}, {A}.|For {amount} it is fine, {A}. Please get it.
+{A} will buy {first} a {thing2} for {amount} because {first2} already has a {thing}.
+Yes, {A}, {first} wants a {thing}. What does it cost?|Good, {A}, a {thing} is right. How much is it?
+It is {amount} at {brand}, but only {amount2} at {brand2}.|At {brand} {amount}, but at {brand2} just {amount2}.
+Then I will go to {brand2} today, {A}.|I can go to {brand2} after work, {A}.
+{B} will buy {first} a {thing} for {amount2} at {brand2}.
+
+I lost my {thing}. Is it at the {place}, {B}?|Is my {thing} still at the {place}, {B}? I can not find it.
+No, {A}, you left it at the {place2}.|It is not there, {A}. I saw it at the {place2}.
+The {place2}! Can you bring it on {day}?|So it was the {place2}. Will you bring it on {day}?
+I can not, {A}, but {first} will bring it.|I have no time, {A}, but {first} will do that for me.
+{A} left a {thing} at the {place2} and {first} will bring it on {day}.
+No, {A}, but {first} found a {thing} there.|Not any more, {A}. I think {first} took the {thing} home.
+Good! Where does {first} live, in {town}?|When can I see {first}, and is it in {town}?
+Not in {town} but in {town2}. Go there at {time}, {A}.|You can go to {town2} at {time}, {A}, not {town}.
+{first} has the {thing} of {A}, who can fetch it in {town2} at {time}.
+
+I will go to {town} on {day} by {vehicle}, {B}.|On {day} I want to take the {vehicle} to {town}, {B}.
+There is no {vehicle} on {day}, {A}. Take the {vehicle2}.|The {vehicle} is full, {A}. You can try the {vehicle2}.
+When does the {vehicle2} leave, {B}? At {time}?|Does the {vehicle2} leave at {time}, {B}?
+No, at {time2}, and {first} will meet you, {A}.|It leaves at {time2}, {A}, and {first} will meet you.
+{A} will take the {vehicle2} to {town} at {time2} and {first} will meet {A}.
+Do you stay with {first}, {A}?|Will you sleep at the house of {first}, {A}?
+No, {first} is in {town2}. I booked the {brand} hotel.|No, {first} moved to {town2}. I booked the {brand} hotel.
+The {brand} is nice! Enjoy it, {A}.|I know the {brand}, {A}. Have fun!
+{A} will go to {town} by {vehicle} on {day} and stay at the {brand} hotel.
+
+Will you come to the {event} of {first} on {day}, {B}?|We are invited to the {event} of {first} on {day}, {B}.
+I would love to go, {A}. Shall I bring a {food}?|How nice, {A}! I could make a {food} for it.
+No, {first2} has a {food}. Please make a {food2}.|The {food} comes from {first2}. A {food2} would be nice.
+Good, {A}, I will be there with it at {time}.|All right, {A}, it will be ready at {time}.
+{B} will come to the {event} of {first} on {day} and bring a {food2}.
+Sorry, {A}, I have a {subject} exam.|I can not go, {A}, because of my {subject} exam.
+Oh, {first} thought it was a {subject2} exam on {day2}.|Is that not {subject2} on {day2}, as {first} said?
+No, {A}, the {subject2} exam was last {day2}.|No {subject2} this time, {A}. Tell {first} I am sorry.
+{B} has a {subject} exam and can not come to the {event} of {first} on {day}.
+
+Shall I order a {food} at {brand}, {B}?|I am ordering at {brand}. Do you want a {food}, {B}?
+No, {A}, please get me a {food2}.|That is what {first} loves, {A}, but I want a {food2}.
+A {food2} costs {amount}, {B}. It is ready at {time}.|Good, {B}. The {food2} for {amount} is ready at {time}.
+Then I will fetch it at {time}, {A}.|Yes, {time} is good, {A}. I will pick it up.
+{A} will order a {food2} at {brand} and {B} will fetch it at {time}.
+Not at {brand}, {A}. Let us try {brand2}.|No, {first} got sick at {brand}, {A}. I prefer {brand2}.
+Do they make a {food} too, {B}?|Can they make a {food} at {brand2}, {B}?
+They do, {A}, for {amount}. I will pay for it.|Yes, {A}. It costs {amount} and I will pay.
+{A} and {B} will order a {food} at {brand2} and {B} will pay {amount}.
+"""
+SCENARIOS = tuple(tuple(block.splitlines()) for block in _SCENARIOS.strip().split("\n\n"))
+
+_SLOT = re.compile(r"\{(\w+?)(\d?)\}")
+_SPEAKER = re.compile(r"^[A-Z][a-z]+: ")
+
+
+def sentences(text: str) -> list[str]:
+    """The units that two data sets must not share.
+
+    Of a dialogue these are its utterances, each whole and without the speaker; of other text, the sentences.
+    """
+    units: list[str] = []
+    for line in text.splitlines():
+        utterance = _SPEAKER.sub("", line)
+        units += re.split(r"(?<=\.) ", line) if utterance == line else [utterance]
+    return units
+
+
+def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) -> dict[str, Any]:
+    """Paragraphs with three or four questions each, in the format of SQuAD 1.1.
+
+    Args:
+        seed: of all draws.
+        paragraphs: their number.
+        forbidden: sentences that no paragraph may hold, as of `sentences`.
+    """
+    rng = random.Random(seed)
+    drawn = []
+    for number in range(paragraphs):
+        context, asked = _until(lambda: _paragraph(rng), lambda drawn: drawn[0], forbidden)
+        qas = [
+            {
+                "id": f"{seed}-{number}-{k}",
+                "question": question,
+                "answers": [{"text": answer, "answer_start": context.index(answer)}],
+            }
+            for k, (question, answer) in enumerate(asked)
+        ]
+        drawn.append({"context": context, "qas": qas})
+    return {"version": "1.1", "data": [{"title": "Made-up text", "paragraphs": drawn}]}
+
+
+def samsum_rows(seed: int, dialogues: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
+    """Dialogues with their summaries, as rows of SamSum.
+
+    Args:
+        seed: of all draws.
+        dialogues: their number.
+        forbidden: utterances and summaries that no row may hold, as of `sentences`.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for number in range(dialogues):
+        dialogue, summary = _until(lambda: _dialogue(rng), "\n".join, forbidden)
+        rows.append({"id": f"{seed}-{number}", "dialogue": dialogue, "summary": summary})
+    return rows
+
+
+def _until(
+    draw: Callable[[], _Text | None], text: Callable[[_Text], str], forbidden: Set[str], tries: int = 10_000
+) -> _Text:
+    for _ in range(tries):
+        drawn = draw()
+        if drawn is not None and forbidden.isdisjoint(sentences(text(drawn))):
+            return drawn
+    raise ValueError(f"{tries} draws in a row held something forbidden; forbid less")
+
+
+def _value(rng: random.Random, kind: str, used: set[str]) -> str:
+    """A word or phrase of the kind, no part of which is in `used` yet."""
+    if kind in COMPOSED:
+        return _SLOT.sub(lambda slot: _value(rng, slot[1], used), COMPOSED[kind])
+    while (value := rng.choice(WORDS[kind])) in used:
+        pass
+    used.add(value)
+    return value
+
+
+def _wording(rng: random.Random, wordings: str) -> str:
+    return rng.choice(wordings.split("|"))
+
+
+def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
+    """A context with its questions and answers; None where the draw is too long, too short or ambiguous."""
+    topic = rng.choice(TOPICS)
+    facts = rng.sample(topic.facts, 4)
+    used: set[str] = set()
+    told: list[tuple[int, list[Fact]]] = []
+    names, pronouns, values = [], [], []
+    for i in range(rng.choice((2, 3))):  # of a third entity only two of the facts are told
+        names.append(_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name))
+        pronouns.append(_wording(rng, topic.pronouns))
+        values.append({fact: _value(rng, fact.kind, used) for fact in facts})
+        order = rng.sample(facts, 4)
+        told += [(i, order[:2]), (i, order[2:])][: 2 if i < 2 else 1]
+    rng.shuffle(told)
+
+    parts = []
+    questions = []
+    for (i, pair), before in zip(told, [-1, *(i for i, _ in told)], strict=False):
+        named = i != before or rng.random() < 0.5
+        subject = topic.article + names[i] if named else pronouns[i]
+        predicates = [_wording(rng, fact.says).format(values[i][fact]) for fact in pair]
+        pattern = rng.choice(_PATTERNS if named else _PATTERNS[:1])
+        part = pattern.format(subject, *predicates, relative=topic.relative, pronoun=pronouns[i])
+        parts.append(part[0].upper() + part[1:])
+        for fact in pair:
+            if named and fact.inverse and rng.random() < 0.2:
+                questions.append((_wording(rng, fact.inverse).format(values[i][fact]), names[i]))
+            else:
+                questions.append((_wording(rng, fact.asks).format(topic.article + names[i]), values[i][fact]))
+    context = " ".join(parts)
+    asked = rng.sample(questions, rng.choice((3, 4)))
+    clear = all(context.count(answer) == 1 or answer in names for _, answer in asked)
+    return (context, asked) if clear and 45 <= len(context.split()) <= 62 else None
+
+
+def _dialogue(rng: random.Random) -> tuple[str, str] | None:
+    """A dialogue and its summary; None where the draw is too long or too short."""
+    opening, *outcomes = rng.choice(SCENARIOS)
+    start = rng.randrange(0, len(outcomes), 4)
+    *replies, summary = outcomes[start : start + 4]
+    talk = _SMALL_TALK if rng.random() < 0.4 else ()
+    lines = [_wording(rng, line) for line in (*talk, opening, *replies)]
+    template = "\n".join(f"{{{'AB'[i % 2]}}}: {line}" for i, line in enumerate(lines))
+    used: set[str] = set()
+    slots: dict[str, str] = {}
+    for slot in _SLOT.finditer(template):
+        if slot[0] not in slots:
+            slots[slot[0]] = _value(rng, "first" if slot[1] in "AB" else slot[1], used)
+    dialogue, summary = (_SLOT.sub(lambda slot: slots[slot[0]], text) for text in (template, summary))
+    return (dialogue, summary) if 35 <= len(dialogue.split()) <= 60 else None

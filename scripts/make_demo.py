@@ -1,0 +1,95 @@
+"""Makes the demo that ships in dvp_jax/demo: texts, tokenizer, model. Needs this repository alone.
+
+    python scripts/make_demo.py --workdir=runs/make_demo
+
+Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and exports model
+and test sets to --output. Seen: TIME on two CPU cores. With --only_data stops after the texts; with
+--resume goes on where an interrupted training stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ and scripts/ are not installed
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from dvp_jax import launch
+from dvp_jax.evaluation import prepare_workdir, write_whole
+from dvp_jax.t5.load import Model, load_model, save_model
+from dvp_jax.train.finetune import finetune
+from experiments.configs import finetune_demo
+from scripts.demo_text import samsum_rows, sentences, squad_json
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/make_demo", "Where the texts and the training run go.")
+_OUTPUT = flags.DEFINE_string("output", "dvp_jax/demo", "Where model and test sets go.")
+_ONLY_DATA = flags.DEFINE_bool("only_data", False, "Draw the texts, and stop.")
+_RESUME = flags.DEFINE_bool("resume", False, "Go on with an interrupted training.")
+
+NUM_TEST = 200
+"""Questions, and dialogues, in a test set."""
+
+SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 40_000, 100_000)}
+"""Seed, paragraphs and dialogues of each; the test set first, since the others must share no sentence with it."""
+
+
+def write_texts(folder: Path) -> None:
+    """Draws all splits and writes them in the formats of SQuAD and SamSum."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for split, (seed, paragraphs, dialogues) in SPLITS.items():
+        squad = squad_json(seed, paragraphs, frozenset(taken))
+        rows = samsum_rows(seed, dialogues, frozenset(taken))
+        if split == "test":
+            squad = first_questions(squad, NUM_TEST)
+        if split != "train":
+            contexts = [paragraph["context"] for article in squad["data"] for paragraph in article["paragraphs"]]
+            texts = contexts + [text for row in rows for text in (row["dialogue"], row["summary"])]
+            taken.update(sentence for text in texts for sentence in sentences(text))
+        write_whole(folder / f"squad_{split}.json", [json.dumps(squad, indent=1)])
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, ["id", "dialogue", "summary"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(folder / f"samsum_{split}.csv", [table.getvalue()])
+
+
+def first_questions(squad: dict, count: int) -> dict:
+    """The paragraphs that hold the first `count` questions, with those only."""
+    paragraphs = []
+    for paragraph in squad["data"][0]["paragraphs"]:
+        questions = paragraph["qas"][:count]
+        count -= len(questions)
+        if questions:
+            paragraphs.append({**paragraph, "qas": questions})
+    return {**squad, "data": [{**squad["data"][0], "paragraphs": paragraphs}]}
+
+
+def main() -> None:
+    """Makes the demo."""
+    workdir = prepare_workdir(_WORKDIR.value)
+    output = prepare_workdir(_OUTPUT.value)
+    data = workdir / "data"
+    write_texts(data)
+    if _ONLY_DATA.value:
+        return
+    trained = load_model(finetune(finetune_demo.get_config(str(data)).to_dict(), workdir, resume=_RESUME.value))
+    # Half the size; the measurements in the README are of this model.
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained.params)
+    shutil.rmtree(output / "model", ignore_errors=True)
+    save_model(output / "model", Model(trained.config, params, trained.tokenizer))
+    for name in ("squad_test.json", "samsum_test.csv"):
+        shutil.copy(data / name, output / name)
+    print(f"the demo is in {output}")
+
+
+if __name__ == "__main__":
+    launch.run(main)
