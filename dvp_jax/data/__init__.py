@@ -5,11 +5,17 @@ import dataclasses
 from dvp_jax.data.samsum import Samsum
 from dvp_jax.data.squad import Squad
 from dvp_jax.data.task import Example, Task
+from dvp_jax.data.text_to_text import TextToText
 from dvp_jax.data.translation import Translation
 
-TASKS: dict[str, type] = {"squad": Squad, "samsum": Samsum, "translation": Translation}
+TASKS: dict[str, type] = {
+    "squad": Squad,
+    "samsum": Samsum,
+    "translation": Translation,
+    "text_to_text": TextToText,
+}
 
-__all__ = ["TASKS", "Example", "Samsum", "Squad", "Task", "Translation", "make_task"]
+__all__ = ["TASKS", "Example", "Samsum", "Squad", "Task", "TextToText", "Translation", "make_task"]
 
 
 def make_task(name: str, **fields: object) -> Task:

@@ -77,7 +77,7 @@ class Batches:
         return self._make(*self._epoch(epoch)[index])
 
     def once(self) -> Iterator[Batch]:
-        """Every example once, in the order of the data."""
+        """Every example once, bucket by bucket."""
         for lengths, indices in self._buckets.items():
             for start in range(0, len(indices), self._batch_size):
                 yield self._make(lengths, indices[start : start + self._batch_size])
@@ -127,6 +127,8 @@ def batches_of(
     """
     if not tasks:
         raise ValueError("tasks is empty; allowed: at least one")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; allowed: at least 1")
     if model.tokenizer is None:
         raise ValueError("model.tokenizer is None; allowed: a checkpoint folder that holds a tokenizer")
     sources: list[list[int]] = []

@@ -26,7 +26,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of each file that it writes
+        # Orbax tells of each file that it writes, and asyncio of each write that a full disk ended: ours is the
+        # one message.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
         def loss(metrics: Any) -> float:
             return metrics["loss"]
@@ -42,7 +45,10 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # With its handler from the start, else what a run before this one wrote has no metadata.
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), item_handlers=ocp.StandardCheckpointHandler(), options=options
+        )
         self._saving: int | None = None
 
     def __enter__(self) -> Checkpoints:

@@ -41,6 +41,13 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     workdir = prepare_workdir(workdir)
     if (workdir / "model" / "config.json").exists():
         raise FileExistsError(f"{workdir} holds a finished run; allowed: another workdir")
+    if (workdir / "config.json").exists() and not resume:
+        raise FileExistsError(f"{workdir} holds a run; allowed: another workdir, or --resume")
+    if not config["tasks"]:
+        raise ValueError("tasks is empty; allowed: at least one")
+    for name in ("limit", "validation_limit"):
+        if config[name] is not None and config[name] < 1:
+            raise ValueError(f"{name} is {config[name]}; allowed: at least 1")
     tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
     validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
 

@@ -50,8 +50,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: pieces, with padding (0), end (1) and unknown (2).
 
     Raises:
-        ValueError: the texts are too few for so many pieces.
+        ValueError: no texts, or too few for so many pieces.
     """
+    if not texts:
+        raise ValueError("texts is empty; allowed: at least one")
     import sentencepiece
     from transformers import T5Tokenizer
 
@@ -67,6 +69,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
             eos_id=1,
             unk_id=2,
             bos_id=-1,
+            max_sentence_length=1 << 20,  # else it skips long prompts, and their letters
             num_threads=1,  # sums of several threads differ from run to run
             minloglevel=2,
         )

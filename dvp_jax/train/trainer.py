@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,7 @@ def train(
     A run that was interrupted at any moment and is resumed ends with the parameters of one that was not.
 
     Args:
-        model: where to start; its parameters are given up.
+        model: where to start.
         train_batches: from `batches_of`.
         validation_batches: None for no validation: the last model is then the best.
         cfg: how to train.
@@ -284,29 +284,36 @@ def train(
         taken = checkpoints.steps()
         if taken and not resume:
             raise FileExistsError(
-                f"{workdir} holds a run up to step {taken[-1]}; allowed: another workdir, or --resume"
+                f"{workdir} holds a run up to step {taken[-1]}; allowed: another workdir, or resume"
             )
         # A meta classifier knows the old parameters only.
         params = {name: value for name, value in model.params.items() if name != "meta"}
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        # Copies, since each step gives up the parameters before it.
+        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
         state = TrainState(jnp.int32(0), params, cfg.make_optimizer().init(params))
         if taken:
             state = checkpoints.restore(taken[-1], state)
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
 
         unchecked: list[tuple[int, StepMetrics]] = []
-        for step, batch in _progress(train_batches, int(state.step), cfg.steps):
-            state, metrics = train_step(config, cfg, state, batch)
+        start = int(state.step)
+        bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training", unit="step")
+        for step in bar:
+            state, metrics = train_step(config, cfg, state, train_batches.at(step - 1))
             unchecked.append((step, metrics))
             checkpoint = step % cfg.checkpoint_every == 0 or step == cfg.steps
             if checkpoint or step % cfg.log_every == 0:
-                log.write({"step": step, "split": "train", "loss": _mean_loss(unchecked)})
+                mean = _mean_loss(unchecked)
+                log.write({"step": step, "split": "train", "loss": mean})
+                bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
                 unchecked = []
             if checkpoint:
                 loss = None
                 if validation_batches is not None:
                     by_depth = validate(config, state.params, validation_batches)
                     loss = sum(weight * by_depth["loss"][depth - 1] for depth, weight in weights.items())
+                    if not math.isfinite(loss):
+                        raise ValueError(f"step {step}: the validation loss is {loss}; {_STOPPED}")
                     log.write({"step": step, "split": "validation", **by_depth})
                 checkpoints.save(step, state, loss)
         checkpoints.wait()
@@ -317,10 +324,7 @@ def train(
     return dataclasses.replace(model, params=state.params)
 
 
-def _progress(batches: Batches, start: int, end: int) -> Iterator[tuple[int, Batch]]:
-    """Steps, counted from 1, with their batches."""
-    for step in tqdm(range(start + 1, end + 1), initial=start, total=end, desc="training", unit="step"):
-        yield step, batches.at(step - 1)
+_STOPPED = "stopped, and the checkpoints before it kept. A lower learning_rate or clip_norm may help"
 
 
 def _mean_loss(metrics: list[tuple[int, StepMetrics]]) -> float:
@@ -332,8 +336,8 @@ def _mean_loss(metrics: list[tuple[int, StepMetrics]]) -> float:
     for step, one in metrics:
         if not (math.isfinite(one.loss) and math.isfinite(one.gradient_norm)):
             raise ValueError(
-                f"step {step}: the loss is {float(one.loss)} and its gradient's norm {float(one.gradient_norm)}; "
-                "stopped, and the checkpoints before it kept. A lower learning_rate or clip_norm may help"
+                f"step {step}: the loss is {float(one.loss)} and its gradient's norm "
+                f"{float(one.gradient_norm)}; {_STOPPED}"
             )
     return float(np.mean([one.loss for _, one in metrics]))
 
@@ -352,9 +356,16 @@ class MetricsLog:
         write_whole(path, (json.dumps(line) + "\n" for line in self._lines))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Appends a line.
+
+        Raises:
+            OSError: it cannot be written; names the file.
+        """
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}") from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

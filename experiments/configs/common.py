@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dvp_jax.train.trainer import TrainConfig
+from dvp_jax.train.trainer import make_train_config
 
 
 def evaluation(
@@ -54,6 +54,24 @@ def finetuning(
     )
 
 
+def t5_large(task: str, *, steps: int) -> ConfigDict:
+    """T5-large on one task of the hub, at T5's own fine-tuning settings."""
+    return finetuning(
+        model="google-t5/t5-large",
+        tasks={task: {"split": "train", "path": None}},
+        validation_tasks={task: {"split": "validation", "path": None}},
+        train={
+            "steps": steps,
+            "batch_size": 32,
+            "accumulation": 4,
+            "loss": "weighted",
+            "optimizer": "adafactor",
+            "learning_rate": 1e-3,
+            "dtype": "bfloat16",
+        },
+    )
+
+
 def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
     """None stays open for a text on the command line."""
     return {name: config_dict.placeholder(str) if value is None else value for name, value in fields.items()}
@@ -61,5 +79,5 @@ def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train_fields(train: Mapping[str, Any]) -> dict[str, Any]:
     """All fields of `TrainConfig`, so that each can be set on the command line."""
-    fields = dataclasses.asdict(TrainConfig(**train))
+    fields = dataclasses.asdict(make_train_config(train))
     return {name: config_dict.placeholder(float) if value is None else value for name, value in fields.items()}

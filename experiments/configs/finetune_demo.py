@@ -37,13 +37,13 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
         tasks=tasks("train"),
         validation_tasks=tasks("validation"),
         train={
-            "steps": 3000,
-            "batch_size": 64,
+            "steps": 5000,
+            "batch_size": 32,
             "loss": "weighted",
-            "optimizer": "adamw",
-            "learning_rate": 2e-3,
+            "optimizer": "adafactor",
+            "learning_rate": 1e-2,
             "schedule": "cosine",
-            "warmup_steps": 300,
+            "warmup_steps": 200,
             "checkpoint_every": 250,
         },
     )

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     return finetuning(
         shape={
-            "vocab_size": 4000,
+            "vocab_size": 3000,
             "d_model": 128,
             "d_kv": 32,
             "d_ff": 512,
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         tasks=tasks("train"),
         validation_tasks=tasks("validation"),
         train={
-            "steps": 2400,
+            "steps": 2000,
             "batch_size": 64,
             "loss": "weighted",
             "dropout_rate": 0.1,
@@ -39,6 +39,6 @@ def get_config() -> ConfigDict:
             "learning_rate": 2e-3,
             "schedule": "cosine",
             "warmup_steps": 200,
-            "checkpoint_every": 300,
+            "checkpoint_every": 250,
         },
     )

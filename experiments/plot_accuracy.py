@@ -1,0 +1,38 @@
+"""Draws the accuracy per depth of several training runs, each at its last validation, into one SVG.
+
+python -m experiments.plot_accuracy --runs=final=runs/final,weighted=runs/weighted --output=accuracy.svg
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from dvp_jax import launch
+from dvp_jax.report.plots import accuracy_per_depth
+from dvp_jax.train.trainer import read_metrics
+
+_RUNS = flags.DEFINE_list(
+    "runs", None, "NAME=WORKDIR of experiments.finetune, separated by commas.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The SVG.", required=True)
+
+
+def main() -> None:
+    """Draws the runs and prints their accuracies."""
+    curves = {}
+    for run in _RUNS.value:
+        name, _, workdir = run.partition("=")
+        if not workdir:
+            raise ValueError(f"runs has {run!r}; allowed: NAME=WORKDIR")
+        lines = [line for line in read_metrics(Path(workdir) / "metrics.jsonl") if line["split"] == "validation"]
+        if not lines:
+            raise ValueError(f"{workdir} holds no validation yet")
+        curves[name] = lines[-1]["accuracy"]
+        print(name, *(f"{100 * accuracy:.1f}" for accuracy in curves[name]))
+    accuracy_per_depth(curves, Path(_OUTPUT.value))
+
+
+if __name__ == "__main__":
+    launch.run(main)
