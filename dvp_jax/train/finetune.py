@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
+
 from dvp_jax.data import make_task
 from dvp_jax.evaluation import prepare_workdir, write_whole
 from dvp_jax.report.plots import accuracy_per_depth
@@ -33,8 +35,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     Raises:
         FileExistsError: the workdir holds a run and resume is False, or a finished run.
         FileNotFoundError: a data file or the checkpoint is missing.
-        ValueError: an impossible setting, an empty or malformed data set, other arrays in the checkpoint than
-            this run has, or a loss that is no longer finite.
+        ValueError: an impossible setting, an empty or malformed data set, another config or other arrays
+            than those of the run to resume, or a loss that is no longer finite.
         OSError: the workdir cannot be written.
     """
     cfg = make_train_config(config["train"])
@@ -59,6 +61,10 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         validation = batches_of(
             model, validation_tasks, batch_size=cfg.batch_size, limit=config["validation_limit"]
         )
+    if resume and (workdir / "config.json").exists():
+        _check_same(
+            json.loads((workdir / "config.json").read_text(encoding="utf-8")), json.loads(json.dumps(config))
+        )
     write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
     best = train(model, batches, validation, cfg, workdir, resume=resume)
     if curves := [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]:
@@ -68,6 +74,22 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         )
     save_model(workdir / "model", best)
     return workdir / "model"
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses to go on with another run than the one that was interrupted; it may be longer or shorter.
+
+    Raises:
+        ValueError: names each field that differs, with both values.
+    """
+    may_differ = {"train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
+    old, new = (traverse_util.flatten_dict(dict(config), sep=".") for config in (before, now))
+    differs = sorted(name for name in {*old, *new} - may_differ if old.get(name) != new.get(name))
+    if differs:
+        raise ValueError(
+            "config differs from that of the run to resume: "
+            + "; ".join(f"{name} is {new.get(name)!r}, was {old.get(name)!r}" for name in differs)
+        )
 
 
 def _scratch(config: Mapping[str, Any], tasks: list[Any], seed: int) -> Model:

@@ -20,7 +20,7 @@ def make_schedule(schedule: str, learning_rate: float, warmup_steps: int, steps:
         warmup_steps: steps until it is reached.
         steps: of the whole run.
     """
-    # No decay can reach beyond the warm-up's end or divide by a length of zero.
+    # At least 1: a run may end within its warm-up, or with it.
     rest = max(steps - warmup_steps, 1)
     decay = {
         "constant": optax.constant_schedule(learning_rate),

@@ -47,7 +47,7 @@ class TrainConfig:
         optimizer: "adafactor" or "adamw".
         learning_rate: the highest; for Adafactor relative to each parameter's scale.
         schedule: what follows the warm-up: "constant", "linear", "cosine", "inverse_sqrt".
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up; a shorter run ends within it.
         weight_decay: of AdamW.
         clip_norm: bound of the gradient's norm, None for none.
         dtype: of the products; parameters and their updates are float32.
@@ -97,8 +97,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}; allowed: a finite number above 0")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; allowed: from 0 to steps, {self.steps}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; allowed: an integer of at least 0")
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """The optimiser with its learning rate."""

@@ -356,7 +356,7 @@ def test_evaluate_refuses_a_workdir_below_a_file(checkpoint, evaluation, tmp_pat
     (tmp_path / "file").write_text("kept")
     workdir = tmp_path / "file" / "run"
     source, target = evaluation.paths
-    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={target}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.tasks.translation.target_path={target}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={checkpoint.folder}", *paths)
     check_error(run, "workdir", workdir)
     assert len(run.stderr.splitlines()) == 1  # before the model is loaded
@@ -375,7 +375,7 @@ def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, t
     empty.mkdir()
     (empty / "config.json").write_bytes((checkpoint.folder / "config.json").read_bytes())
     source, target = evaluation.paths
-    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={target}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.tasks.translation.target_path={target}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={empty}", *paths)
     check_error(run, empty, "no weights")
     assert not workdir.exists() or files_of(workdir) == []
@@ -383,7 +383,7 @@ def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, t
 
 def test_evaluate_names_a_missing_data_file(checkpoint, evaluation, tmp_path):
     source, missing, workdir = evaluation.paths[0], tmp_path / "missing.de", tmp_path / "run"
-    paths = f"--config.tasks.translation.source_path={source}", f"--config.task.target_path={missing}"
+    paths = f"--config.tasks.translation.source_path={source}", f"--config.tasks.translation.target_path={missing}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={checkpoint.folder}", *paths)
     check_error(run, missing)
     assert not workdir.exists() or files_of(workdir) == []

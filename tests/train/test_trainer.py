@@ -71,8 +71,7 @@ NO_DROPOUT = dataclasses.replace(CONFIG, dropout_rate=0.0)
         ({"learning_rate": math.inf}, "learning_rate is inf; allowed: a finite number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan; allowed: a finite number above 0"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; allowed: a finite number above 0"),
-        ({"warmup_steps": 11}, "warmup_steps is 11; allowed: from 0 to steps, 10"),
-        ({"warmup_steps": -1}, "warmup_steps is -1; allowed: from 0 to steps, 10"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; allowed: an integer of at least 0"),
         (
             {"leraning_rate": 1e-3, "seeds": 1},
             "train has no leraning_rate, seeds; allowed: steps, batch_size, accum",

@@ -1,0 +1,83 @@
+"""The demo that ships with the package, and its README command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.demo_text import sentences
+from scripts.make_demo import write_texts
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "dvp_jax" / "demo"
+
+
+def test_the_demo_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) <= 12e6
+
+
+def units(folder: Path, split: str) -> tuple[list[str], int, int]:
+    """All sentences of a split, and its numbers of questions and of dialogues."""
+    from dvp_jax.data import make_task
+
+    squad = json.loads((folder / f"squad_{split}.json").read_text(encoding="utf-8"))
+    paragraphs = [paragraph for article in squad["data"] for paragraph in article["paragraphs"]]
+    dialogues = make_task("samsum", path=str(folder / f"samsum_{split}.csv")).load()
+    texts = [paragraph["context"] for paragraph in paragraphs]
+    for example in dialogues:
+        texts += [example.prompt.removeprefix("summarize: "), *example.references]
+    questions = sum(len(paragraph["qas"]) for paragraph in paragraphs)
+    return [sentence for text in texts for sentence in sentences(text)], questions, len(dialogues)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    write_texts(folder)
+    return folder
+
+
+def test_the_test_sets_are_those_that_the_script_draws(texts):
+    for name in ("squad_test.json", "samsum_test.csv"):
+        assert (DEMO / name).read_bytes() == (texts / name).read_bytes()
+
+
+def test_the_model_was_trained_on_no_sentence_of_the_test_sets(texts):
+    tested, questions, dialogues = units(DEMO, "test")
+    assert (questions, dialogues) == (200, 200)
+    assert len(tested) > 1000
+    trained, questions, dialogues = units(texts, "train")
+    assert questions > 100_000 and dialogues == 100_000
+    assert not set(tested) & set(trained)
+    validated, *_ = units(texts, "validation")
+    assert not set(validated) & (set(tested) | set(trained))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("demo")
+    command = ["-m", "experiments.evaluate", "--config=experiments/configs/demo.py", f"--workdir={workdir}"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, env=offline, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("| dvp |") == 2 and "squad:" in run.stdout and "samsum:" in run.stdout
+    return json.loads((workdir / "results.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_the_readmes_main_command_gives_what_the_readme_says(rows):
+    """The bounds that a fair picture needs; on other machines a tie may fall otherwise, and a token with it."""
+    of = {(row["task"], row["method"]): row for row in rows}
+    assert set(of) == {(t, m) for t in ("squad", "samsum") for m in ("full", "static", "calm", "dvp")}
+    metric = {"squad": "f1", "samsum": "rougeL"}
+    assert of["squad", "full"]["metric"]["f1"] >= 90
+    assert of["samsum", "full"]["metric"]["rougeL"] >= 80
+    for task, name in metric.items():
+        full, dvp = of[task, "full"], of[task, "dvp"]
+        assert full["num_examples"] == 200
+        assert dvp["metric"][name] >= full["metric"][name] - 1.0
+        assert dvp["mean_exit_layer"] <= 0.6 * dvp["num_layers"]
