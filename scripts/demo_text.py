@@ -37,15 +37,11 @@ class Topic(NamedTuple):
     Attributes:
         name: template of the entity's name, with kinds as its fields.
         article: goes before the name; may be empty.
-        pronouns: one of which an entity goes by.
-        relative: "who" or "which".
         facts: four of which a paragraph draws.
     """
 
     name: str
     article: str
-    pronouns: str
-    relative: str
     facts: tuple[Fact, ...]
 
 
@@ -121,9 +117,9 @@ COMPOSED = {
     "place": "{brand} {building}",
 }
 
-# A block for each topic: name / article / pronouns / relative, its facts, kind: says / asks / inverse.
+# A block for each topic: name / article, its facts, kind: says / asks / inverse.
 _TOPICS = """
-{person} /  / he|she / who
+{person} / 
 town: was born in {}|came from {} / Where was {} born?|Where did {} come from? / Who came from {}?
 town: later moved to {}|spent many years in {}|died in {} / To which town did {} move?|Where did {} live later?
 profession: worked as a {}|was a {} by trade / What was the profession of {}?|What did {} work as? / Who was a {}?
@@ -131,58 +127,57 @@ subject: studied {} at a school|took {} lessons / Which subject did {} study?|Wh
 year: won a medal in {}|received a medal in {} / When did {} win a medal?|In which year did {} receive a medal?
 animal: kept a tame {}|owned a {} as a pet / Which animal did {} keep?|What pet did {} own? / Who kept a {}?
 
-{brand} / the ship / it|she / which
+{brand} / the ship
 town: was built in {}|came from the yards of {} / Where was {} built?|Where did {} come from?
 cargo: carried {}|sailed with a cargo of {} / What did {} carry?|What was the cargo of {}? / Which ship carried {}?
 person: had {} as captain|sailed under captain {} / Who was the captain of {}? / Which ship had {} as captain?
 year: sank in {}|was lost at sea in {}|went down in the year {} / When did {} sink?|In which year was {} lost?
 amount: was sold for {}|cost its owner {} / How much did {} cost?|For how much was {} sold?
 
-{brand} /  / it / which
+{brand} / 
 person: was founded by {}|had {} as its founder / Who founded {}?|Who started {}? / Which company did {} found?
 product: made {}|sold good {}|was known for its {} / What did {} make?|What did {} sell? / Which company made {}?
 town: was based in {}|had its office in {} / Where was {} based?|In which town was {}? / Who was based in {}?
 year: went bankrupt in {}|closed in {} / When did {} close?|In which year did {} go bankrupt?
 count: employed {} people|had {} workers / How many people did {} employ?|How many workers did {} have?
 
-{brand} Bridge / the / it / which
+{brand} Bridge / the
 person: was designed by {}|was the work of {} / Who designed {}?|Who planned {}? / What did {} design?
 year: was opened in {}|opened to traffic in {} / When was {} opened?|In which year did {} open?
 length: was {} long|had a length of {}|measured {} in all / How long was {}?|What was the length of {}?
 town: stood near {}|led to the town of {} / Near which town was {}?|Where did {} stand? / What stood near {}?
 amount: cost {} to build|was built for {} / How much did {} cost?|For how much was {} built?
 
-{brand} Festival / the / it / which
+{brand} Festival / the
 town: was held in {}|took place in {} / Where was {} held?|Where did {} take place? / What was held in {}?
 month: began in {} each time|was celebrated in {}|was always in {} / In which month was {}?|When did {} begin?
 count: drew {} visitors|was attended by {} people / How many visitors did {} draw?|How many people attended {}?
 food: was known for its {}|offered {} to everyone / Which dish was served at {}?|What food did {} offer?
 person: was opened by {}|had {} as its host / Who opened {}?|Who was the host of {}? / Which festival did {} open?
 
-{brand} Expedition / the / it / which
+{brand} Expedition / the
 person: was led by {}|had {} as its leader / Who led {}?|Who was the leader of {}? / Which expedition did {} lead?
 town: left from {}|set out from {} / Where did {} start?|From which town did {} set out? / What set out from {}?
 object: found an old {}|dug up an ancient {} / What did {} find?|What did {} dig up? / Which expedition found a {}?
 year: came home in {}|returned in {}|was back in {} / When did {} return?|In which year did {} come home?
 amount: cost {} in all|was given {} by the king / How much did {} cost?|How much was {} given?
 
-{brand} Museum / the / it / which
+{brand} Museum / the
 product: collected {}|had rooms full of {} / What did {} collect?|What did {} show? / What collected {}?
 person: was run by {}|had {} as director / Who was the director of {}?|Who ran {}? / Which museum did {} run?
 town: stood in {}|was located in {} / Where did {} stand?|In which town was {}? / What stood in {}?
 day: was closed every {}|did not open on {} / On which day was {} closed?|When did {} not open?
 year: burned down in {}|was destroyed by fire in {} / When did {} burn down?|In which year was {} destroyed?
 """
-_PATTERNS = ("{} {} and {}.", "{}, {relative} {}, {}.", "{} {}, and {pronoun} {}.")
 
 
 def _topics(text: str) -> tuple[Topic, ...]:
     topics = []
     for block in text.strip().split("\n\n"):
         head, *rows = block.splitlines()
-        name, article, pronouns, relative = head.split(" / ")
+        name, article = head.split(" / ")
         facts = tuple(Fact(*re.split(": | / ", row)) for row in rows)
-        topics.append(Topic(name, f"{article} ".lstrip(), pronouns, relative, facts))
+        topics.append(Topic(name, f"{article} ".lstrip(), facts))
     return tuple(topics)
 
 
@@ -356,30 +351,24 @@ def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
     topic = rng.choice(TOPICS)
     facts = rng.sample(topic.facts, 4)
     used: set[str] = set()
-    told: list[tuple[int, list[Fact]]] = []
-    names, pronouns, values = [], [], []
-    for i in range(rng.choice((2, 3))):  # of a third entity only two of the facts are told
+    told: list[tuple[int, Fact]] = []
+    names, values = [], []
+    for i in range(rng.choice((2, 3))):  # of a third entity only one of the facts is told
         names.append(_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name))
-        pronouns.append(_wording(rng, topic.pronouns))
         values.append({fact: _value(rng, fact.kind, used) for fact in facts})
-        order = rng.sample(facts, 4)
-        told += [(i, order[:2]), (i, order[2:])][: 2 if i < 2 else 1]
+        told += [(i, fact) for fact in (facts if i < 2 else rng.sample(facts, 1))]
     rng.shuffle(told)
 
     parts = []
     questions = []
-    for (i, pair), before in zip(told, [-1, *(i for i, _ in told)], strict=False):
-        named = i != before or rng.random() < 0.5
-        subject = topic.article + names[i] if named else pronouns[i]
-        predicates = [_wording(rng, fact.says).format(values[i][fact]) for fact in pair]
-        pattern = rng.choice(_PATTERNS if named else _PATTERNS[:1])
-        part = pattern.format(subject, *predicates, relative=topic.relative, pronoun=pronouns[i])
+    for i, fact in told:
+        subject, value = topic.article + names[i], values[i][fact]
+        part = f"{subject} {_wording(rng, fact.says).format(value)}."
         parts.append(part[0].upper() + part[1:])
-        for fact in pair:
-            if named and fact.inverse and rng.random() < 0.2:
-                questions.append((_wording(rng, fact.inverse).format(values[i][fact]), names[i]))
-            else:
-                questions.append((_wording(rng, fact.asks).format(topic.article + names[i]), values[i][fact]))
+        if fact.inverse and rng.random() < 0.1:
+            questions.append((_wording(rng, fact.inverse).format(value), names[i]))
+        else:
+            questions.append((_wording(rng, fact.asks).format(subject), value))
     context = " ".join(parts)
     asked = rng.sample(questions, rng.choice((3, 4)))
     clear = all(context.count(answer) == 1 or answer in names for _, answer in asked)

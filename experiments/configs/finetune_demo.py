@@ -37,7 +37,7 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
         tasks=tasks("train"),
         validation_tasks=tasks("validation"),
         train={
-            "steps": 3000,
+            "steps": 3200,
             "batch_size": 32,
             "loss": "weighted",
             "optimizer": "adafactor",

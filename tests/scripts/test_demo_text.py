@@ -112,7 +112,7 @@ def test_names_are_many_and_of_one_kind_only(paragraphs, rows):
 
 def test_lengths(paragraphs, rows):
     for paragraph in paragraphs:
-        assert 4 <= len(sentences(paragraph["context"])) <= 5
+        assert 8 <= len(sentences(paragraph["context"])) <= 9
         assert 45 <= len(paragraph["context"].split()) <= 70
     for row in rows:
         assert 4 <= len(sentences(row["dialogue"])) <= 6
