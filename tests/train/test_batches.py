@@ -220,7 +220,7 @@ def test_prompts_and_labels_that_are_too_long_are_counted_and_truncated_before_t
     [
         ([], True, {}, "^tasks is empty; allowed: at least one$"),
         ([ListTask([])], True, {}, "^task made_up holds no examples; allowed: at least one$"),
-        ([ListTask([("w3", ("w4",))])], True, {"limit": 0}, "^task made_up holds no examples"),
+        ([ListTask([("w3", ("w4",))])], True, {"limit": 0}, "^limit is 0; allowed: at least 1$"),
         ([ListTask([("w3", ("w4",))])], False, {}, "^model.tokenizer is None; allowed: a checkpoint folder that "),
     ],
 )
