@@ -216,8 +216,8 @@ def test_sources_that_are_none_are_refused(ids, mask, message):
 class Letters:
     """A tokenizer of letters: a is 2, b is 3, and so on; 1 ends a text."""
 
-    def __call__(self, text):
-        return {"input_ids": [ord(letter) - ord("a") + 2 for letter in text] + [1]}
+    def __call__(self, texts):
+        return {"input_ids": [[*(ord(letter) - ord("a") + 2 for letter in text), 1] for text in texts]}
 
     def decode(self, tokens, skip_special_tokens):
         assert skip_special_tokens
