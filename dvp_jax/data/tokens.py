@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,3 +32,23 @@ def token_rows(
         )
     # The end token stays: T5 expects each sequence to close with it.
     return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
+
+
+def pad_rows(
+    rows: Sequence[list[int]], count: int, length: int, pad_token_id: int
+) -> tuple[Int[np.ndarray, "count length"], Bool[np.ndarray, "count length"]]:
+    """Ids and mask of rows, padded on the right to `length` and with masked rows up to `count`."""
+    ids = np.full((count, length), pad_token_id, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return ids, mask
+
+
+def length_bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`; beyond the last, multiples of it."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    return -(-length // buckets[-1]) * buckets[-1]

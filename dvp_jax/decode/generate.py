@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from dvp_jax.data.tokens import token_rows
+from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
 from dvp_jax.decode.step import DecoderLayers, Structure, decode_token
@@ -117,10 +117,7 @@ SOURCE_BUCKETS = (32, 64, 128, 256, 512)
 
 def source_bucket(length: int) -> int:
     """The length that sources are padded to, so that a data set compiles a handful of programs."""
-    for bucket in SOURCE_BUCKETS:
-        if length <= bucket:
-            return bucket
-    return -(-length // SOURCE_BUCKETS[-1]) * SOURCE_BUCKETS[-1]
+    return length_bucket(length, SOURCE_BUCKETS)
 
 
 def batch_bucket(size: int) -> int:
@@ -274,12 +271,7 @@ def tokenize(
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompts[{index}] is {prompt!r}; allowed: a text that is not empty")
     rows = token_rows(model.tokenizer, prompts, max_source_length, "prompts")
-    ids = np.full((len(rows), max(map(len, rows))), model.config.pad_token_id, np.int32)
-    mask = np.zeros(ids.shape, bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = True
-    return ids, mask
+    return pad_rows(rows, len(rows), max(map(len, rows)), model.config.pad_token_id)
 
 
 def teacher_forced_logits(

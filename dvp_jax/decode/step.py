@@ -51,6 +51,7 @@ def decode_token(
     """
     config, policy = structure.config, structure.policy
     vocabulary = whole = whole_vocabulary(config, params)
+    meta = params.get("meta")
 
     def leave(state: DepthState, reading: Reading) -> DepthState:
         return dataclasses.replace(
@@ -69,7 +70,7 @@ def decode_token(
         )
         if policy.first_exit <= depth < policy.last_depth:
             # Once the loop below runs, `vocabulary` is what the policy kept.
-            readers = Readers(vocabulary, params.get("meta"))
+            readers = Readers(vocabulary, meta)
             state = leave(state, policy.decide(state.hidden, ~state.exited, thresholds[depth - 1], readers))
         return state, keys_values
 
@@ -92,7 +93,7 @@ def decode_token(
     fresh += propagate_state(layers.keys_values, deeper, count, state, ran)
 
     def read_last(state: DepthState) -> DepthState:
-        last, kept = (Readers(v, params.get("meta")) for v in (whole, vocabulary))
+        last, kept = Readers(whole, meta), Readers(vocabulary, meta)
         return leave(state, policy.read_last(state.hidden, ~state.exited, last, kept))
 
     return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), fresh

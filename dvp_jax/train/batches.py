@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.data.task import Task
-from dvp_jax.data.tokens import token_rows
+from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model
 
@@ -64,7 +64,7 @@ class Batches:
         self._pad, self._batch_size, self._seed = pad_token_id, batch_size, seed
         self._buckets: dict[tuple[int, int], list[int]] = {}
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            lengths = _bucket(len(source), SOURCE_LENGTHS), _bucket(len(target), TARGET_LENGTHS)
+            lengths = length_bucket(len(source), SOURCE_LENGTHS), length_bucket(len(target), TARGET_LENGTHS)
             self._buckets.setdefault(lengths, []).append(index)
 
     def __len__(self) -> int:
@@ -95,17 +95,10 @@ class Batches:
         return [batches[index] for index in random.permutation(len(batches))]
 
     def _make(self, lengths: tuple[int, int], indices: list[int]) -> Batch:
-        source, source_mask = self._pad_rows([self._sources[index] for index in indices], lengths[0])
-        target, target_mask = self._pad_rows([self._targets[index] for index in indices], lengths[1])
-        return Batch(*map(jnp.asarray, (source, source_mask, target, target_mask)))
-
-    def _pad_rows(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.full((self._batch_size, length), self._pad, np.int32)
-        mask = np.zeros(ids.shape, bool)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = True
-        return ids, mask
+        arrays: list[np.ndarray] = []
+        for rows, length in zip((self._sources, self._targets), lengths, strict=True):
+            arrays += pad_rows([rows[index] for index in indices], self._batch_size, length, self._pad)
+        return Batch(*map(jnp.asarray, arrays))
 
 
 def batches_of(
@@ -141,11 +134,3 @@ def batches_of(
         sources += token_rows(model.tokenizer, prompts, task.max_source_length, f"prompts of {task.name}")
         targets += token_rows(model.tokenizer, labels, task.max_new_tokens, f"labels of {task.name}")
     return Batches(sources, targets, pad_token_id=model.config.pad_token_id, batch_size=batch_size, seed=seed)
-
-
-def _bucket(length: int, buckets: tuple[int, ...]) -> int:
-    """The smallest bucket that holds `length`; beyond the last, multiples of it."""
-    for bucket in buckets:
-        if length <= bucket:
-            return bucket
-    return -(-length // buckets[-1]) * buckets[-1]

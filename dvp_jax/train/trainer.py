@@ -352,8 +352,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        self._lines = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        write_whole(path, (json.dumps(line) + "\n" for line in self._lines))
+        lines = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        write_whole(path, (json.dumps(line) + "\n" for line in lines))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line.

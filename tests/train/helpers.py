@@ -44,7 +44,7 @@ def quick_compiler():
 
 
 def tiny_model(config: T5Config = CONFIG, seed: int = 0) -> Model:
-    """A model with random parameters, made anew each time since a training gives them up, without a compiler."""
+    """A model with random parameters, made without a compiler."""
     random = np.random.default_rng(seed)
     params = {
         path: jnp.asarray(random.normal(1.0 if path[-1] == "scale" else 0.0, 0.3, shape), jnp.float32)
