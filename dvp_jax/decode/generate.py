@@ -173,7 +173,9 @@ def decode(
         cfg.max_new_tokens,
         choose_layer_loop(cfg.layer_loop),
     )
-    return _decode(structure, model.params, encoded, thresholds)
+    screens = cfg.screens(jax.default_backend(), encoded.active.shape[0])
+    params = {**model.params, "screen": model.screen} if screens else model.params
+    return _decode(structure, params, encoded, thresholds)
 
 
 def _policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

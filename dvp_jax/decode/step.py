@@ -169,6 +169,7 @@ def whole_vocabulary(config: T5Config, params: Params) -> Vocabulary:
         rows=unembedding(config, params),
         ids=None,
         norm=params["decoder"]["final_norm"]["scale"],
+        screen=params.get("screen"),
         epsilon=config.layer_norm_epsilon,
         scale=config.logit_scale,
     )

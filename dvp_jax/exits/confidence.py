@@ -25,14 +25,20 @@ class Best(NamedTuple):
     second: Float[Array, " batch"]  # logit of the second best; -inf where there is one candidate only
 
 
+def top_k(values: Float[Array, "batch size"], k: int) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """`lax.top_k`: the k largest of each row, descending, and where they stand; of equal ones the first."""
+    # Behind a barrier, since XLA turns a top-k whose columns are sliced apart into a sort of the whole row, a
+    # hundred times slower.
+    values, indices = lax.optimization_barrier(lax.top_k(values, k))
+    return values, indices
+
+
 def best_two(logits: Float[Array, "batch size"]) -> Best:
     """The two best candidates of each row."""
     if logits.shape[-1] == 1:
         first = logits[:, 0]
         return Best(jnp.zeros(first.shape, jnp.int32), first, jnp.full_like(first, -jnp.inf))
-    # On CPU a third of argmax's time; but only behind a barrier, since XLA turns a top-k whose columns are
-    # sliced apart into a sort of the whole row, a hundred times slower.
-    values, indices = lax.optimization_barrier(lax.top_k(logits, 2))
+    values, indices = top_k(logits, 2)  # on CPU a third of argmax's time
     return Best(indices[:, 0], values[:, 0], values[:, 1])
 
 

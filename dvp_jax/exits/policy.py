@@ -77,6 +77,11 @@ class Static:
     confidence: str
 
     @property
+    def sure(self) -> int:
+        """How many of the largest whole-vocabulary logits a candidate depth must know exactly."""
+        return 1
+
+    @property
     def first_exit(self) -> int:
         return self.depth
 
@@ -88,14 +93,14 @@ class Static:
         return vocabulary
 
     def decide(self, hidden: Array, asking: Array, threshold: Array, readers: Readers) -> Reading:
-        reading = self._read(hidden, asking, readers)
+        reading = self._read(hidden, asking, readers, self.sure)
         return reading._replace(leaves=asking & (reading.confidence > threshold))
 
     def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
         return self._read(hidden, asking, whole)
 
-    def _read(self, hidden: Array, asking: Array, readers: Readers) -> Reading:
-        logits = readers.vocabulary.logits(hidden)
+    def _read(self, hidden: Array, asking: Array, readers: Readers, sure: int = 1) -> Reading:
+        logits = readers.vocabulary.logits(hidden, sure)
         best = best_two(logits)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
@@ -150,10 +155,14 @@ class DVP(CALM):
     prune_size: int
     final_vocab: str
 
+    @property
+    def sure(self) -> int:
+        return self.prune_size
+
     def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
         if depth != self.prune_layer:
             return vocabulary
-        return vocabulary.prune(vocabulary.logits(hidden), self.prune_size)
+        return vocabulary.prune(vocabulary.logits(hidden, self.sure), self.prune_size)
 
     def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
         return self._read(hidden, asking, whole if self.final_vocab == "full" else readers)

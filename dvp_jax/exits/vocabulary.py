@@ -9,6 +9,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dvp_jax.exits.screen import Screen, rows_logits
 from dvp_jax.t5.layers import linear, rms_norm
 
 
@@ -17,12 +18,13 @@ class Vocabulary:
     """The candidate tokens of each row and what turns a hidden state into their logits.
 
     Whole: `rows` is W, shared by the batch, and `ids` is None. Pruned: `rows` is W_S, its own for each
-    batch row, and `ids` is S, ascending.
+    batch row, and `ids` is S, ascending. With a `screen` the whole vocabulary is read from its int8 copy.
     """
 
     rows: Float[Array, "vocab d_model"] | Float[Array, "batch kept d_model"]
     ids: Int[Array, "batch kept"] | None
     norm: Float[Array, " d_model"]
+    screen: Screen | None
     epsilon: float = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)
 
@@ -30,13 +32,20 @@ class Vocabulary:
         """norm(h_l), float32."""
         return rms_norm(hidden, self.norm, self.epsilon)
 
-    def logits(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch candidates"]:
-        """Candidate logits z_l = W (s * norm(h_l)), float32."""
+    def logits(self, hidden: Float[Array, "batch d_model"], sure: int = 1) -> Float[Array, "batch candidates"]:
+        """Candidate logits z_l = W (s * norm(h_l)), float32.
+
+        Args:
+            hidden: h_l.
+            sure: how many of the largest logits must be exact, and truly the largest. Without a screen, and
+                of a pruned vocabulary, all are.
+        """
         x = self.normed(hidden) * self.scale
-        if self.ids is None:
+        if self.ids is not None:
+            return rows_logits(x, self.rows)
+        if self.screen is None:
             return linear(x, self.rows)
-        x = x.astype(self.rows.dtype)
-        return jnp.einsum("bd,bkd->bk", x, self.rows, preferred_element_type=jnp.float32)
+        return self.screen.logits(x, self.rows, sure)
 
     def token(self, index: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """Token id of the candidate at `index` of each row."""
@@ -52,4 +61,4 @@ class Vocabulary:
         _, ids = lax.top_k(logits, size)
         # Ascending, so that a tie among kept logits falls as it does in the whole vocabulary.
         ids = jnp.sort(ids, axis=-1)
-        return dataclasses.replace(self, rows=jnp.take(self.rows, ids, axis=0), ids=ids)
+        return dataclasses.replace(self, rows=jnp.take(self.rows, ids, axis=0), ids=ids, screen=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from tqdm import tqdm
 
+from dvp_jax.exits.screen import Screen, make_screen
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import (
     DTYPES,
@@ -26,7 +28,7 @@ from dvp_jax.t5.convert import (
     write_config,
     write_meta,
 )
-from dvp_jax.t5.model import Params
+from dvp_jax.t5.model import Params, unembedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,11 @@ class Model:
     config: T5Config
     params: Params
     tokenizer: PreTrainedTokenizerBase | None = None
+
+    @functools.cached_property
+    def screen(self) -> Screen:
+        """The int8 copy of the unembedding, made when first asked for."""
+        return make_screen(unembedding(self.config, self.params))
 
 
 def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = False) -> Model:

@@ -42,7 +42,7 @@ def test_the_best_of_equal_candidates_is_the_first():
 
 def vocabulary(rows):
     rows = jnp.asarray(rows, jnp.float32)
-    return Vocabulary(rows=rows, ids=None, norm=jnp.ones(rows.shape[1]), epsilon=0.0, scale=1.0)
+    return Vocabulary(rows=rows, ids=None, norm=jnp.ones(rows.shape[1]), screen=None, epsilon=0.0, scale=1.0)
 
 
 @given(

@@ -1,0 +1,98 @@
+"""Screening: the likeliest tokens of the whole vocabulary for a quarter of the bytes, provably.
+
+At batch 1 a product with W takes as long as reading W. An int8 copy of W is read instead, and bounds every logit
+from above; the rows with the highest bounds are then rescored with W itself. A row that was not rescored is
+known to lie below its bound: so where the smallest wanted logit exceeds the highest bound left, the largest
+logits have been found exactly. Where it does not, W is read after all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int8
+
+from dvp_jax.exits.confidence import top_k
+from dvp_jax.t5.layers import linear
+
+_BLOCK = (2, 512)
+"""Rows of the copy that are widened to float32 at once: two products side by side, out of the CPU's caches."""
+
+_OLD_JAX = jax.__version_info__ < (0, 11)
+"""Sums products slowly, and packs a float32 weight anew for each batch of rows."""
+
+
+@struct.dataclass
+class Screen:
+    """An int8 copy of W, row by row: W[v] is about scale[v] * rows[v]."""
+
+    rows: Int8[Array, "blocks 2 512 d_model"]  # W's, filled up with rows of zeros
+    scale: Float[Array, " vocab"]
+    error: Float[Array, " vocab"]  # norm of what rounding took from each row, with room for float32's own
+
+    def logits(
+        self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], sure: int
+    ) -> Float[Array, "batch vocab"]:
+        """The logits W x, of which at least the `sure` largest are exact; the others within their bound."""
+        count = num_rescored(sure)
+        if count >= weight.shape[0]:
+            return linear(x, weight)
+        x = x.astype(weight.dtype).astype(jnp.float32)  # what `linear` multiplies
+        batch = jnp.arange(x.shape[0])[:, None]
+
+        about = self._product(x)[:, : weight.shape[0]] * self.scale
+        # Cauchy and Schwarz: |(W[v] - scale[v] rows[v]) x| <= error[v] |x|.
+        bounds, ids = top_k(about + self.error * jnp.linalg.norm(x, axis=-1, keepdims=True), count + 1)
+        exact = rows_logits(x, jnp.take(weight, ids[:, :-1], axis=0))
+        proven = top_k(exact, sure)[0][:, -1] > bounds[:, -1]
+
+        def screened(x: Array) -> Array:
+            return about.at[batch, ids[:, :-1]].set(exact)
+
+        def whole(x: Array) -> Array:
+            return linear(x, weight)
+
+        return lax.cond(jnp.all(proven), screened, whole, x)
+
+    def _product(self, x: Float[Array, "batch d_model"]) -> Float[Array, "batch filled"]:
+        """The copy times x, without its scale, in the form that was measured to be fastest."""
+        if x.shape[0] == 1 and not _OLD_JAX:
+            rows, state = lax.optimization_barrier((self.rows, x[0]))  # else widened once, before the token loop
+            return jnp.sum(rows.astype(jnp.float32) * state, axis=-1).reshape(1, -1)
+
+        def block(rows: Int8[Array, "2 512 d_model"]) -> Float[Array, "2 batch 512"]:
+            return jnp.einsum("bd,cvd->cbv", x, rows.astype(jnp.float32))
+
+        return lax.map(block, self.rows).transpose(2, 0, 1, 3).reshape(x.shape[0], -1)
+
+
+def screening_pays(backend: str, batch: int) -> bool:
+    """Whether it was measured to be faster than the product with W (docs/performance.md)."""
+    return backend == "cpu" and (batch == 1 or _OLD_JAX)
+
+
+def num_rescored(sure: int) -> int:
+    """How many rows are rescored so that the `sure` largest are nearly always proven (docs/performance.md)."""
+    return 2 * sure + 64
+
+
+def rows_logits(
+    x: Float[Array, "batch d_model"], rows: Float[Array, "batch kept d_model"]
+) -> Float[Array, "batch kept"]:
+    """The logits of each batch row's own rows of W, in their dtype, accumulated in float32."""
+    return jnp.einsum("bd,bkd->bk", x.astype(rows.dtype), rows, preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def make_screen(weight: Float[Array, "vocab d_model"]) -> Screen:
+    """The int8 copy of W: symmetric, with a scale for each row."""
+    rows = weight.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=1), jnp.finfo(jnp.float32).tiny) / 127.0
+    rounded = jnp.round(rows / scale[:, None])
+    error = jnp.linalg.norm(rows - rounded * scale[:, None], axis=1) + 1e-5 * jnp.linalg.norm(rows, axis=1)
+    filled = jnp.pad(rounded.astype(jnp.int8), ((0, -len(weight) % math.prod(_BLOCK)), (0, 0)))
+    return Screen(filled.reshape(-1, *_BLOCK, weight.shape[1]), scale, error)
