@@ -37,7 +37,7 @@ class Topic(NamedTuple):
     Attributes:
         name: template of the entity's name, with kinds as its fields.
         article: goes before the name; may be empty.
-        facts: four of which a paragraph draws.
+        facts: of which a paragraph draws some.
     """
 
     name: str
@@ -266,6 +266,9 @@ They do, {A}, for {amount}. I will pay for it.|Yes, {A}. It costs {amount} and I
 """
 SCENARIOS = tuple(tuple(block.splitlines()) for block in _SCENARIOS.strip().split("\n\n"))
 
+SIZES = ((2, 3), (2, 4), (3, 2), (4, 2))
+"""Entities of a paragraph, and facts told of each: the same ones of all, so that every answer has a distractor."""
+
 _SLOT = re.compile(r"\{(\w+?)(\d?)\}")
 _SPEAKER = re.compile(r"^[A-Z][a-z]+: ")
 
@@ -293,7 +296,7 @@ def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) ->
     rng = random.Random(seed)
     drawn = []
     for number in range(paragraphs):
-        context, asked = _until(lambda: _paragraph(rng), lambda drawn: drawn[0], forbidden)
+        context, asked, _ = _until(lambda: _paragraph(rng), lambda drawn: drawn.context, forbidden)
         qas = [
             {
                 "id": f"{seed}-{number}-{k}",
@@ -304,6 +307,27 @@ def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) ->
         ]
         drawn.append({"context": context, "qas": qas})
     return {"version": "1.1", "data": [{"title": "Made-up text", "paragraphs": drawn}]}
+
+
+def fact_rows(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
+    """For two entities of each paragraph all that is told of them: sources and targets, to train on.
+
+    A question teaches one choice between values; such a list teaches as many as it holds.
+
+    Args:
+        seed: of all draws.
+        paragraphs: their number.
+        forbidden: sentences that no paragraph may hold, as of `sentences`.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(paragraphs):
+        context, _, told = _until(lambda: _paragraph(rng), lambda drawn: drawn.context, forbidden)
+        rows += [
+            {"source": f"question: What is told of {subject}? context: {context}", "target": ", ".join(values)}
+            for subject, values in rng.sample(sorted(told.items()), 2)
+        ]
+    return rows
 
 
 def samsum_rows(seed: int, dialogues: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
@@ -346,23 +370,31 @@ def _wording(rng: random.Random, wordings: str) -> str:
     return rng.choice(wordings.split("|"))
 
 
-def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
-    """A context with its questions and answers; None where the draw is too long, too short or ambiguous."""
+class _Paragraph(NamedTuple):
+    context: str
+    asked: list[tuple[str, str]]  # questions and answers
+    told: dict[str, list[str]]  # of each entity, in the order of the context
+
+
+def _paragraph(rng: random.Random) -> _Paragraph | None:
+    """A paragraph; None where the draw is too long, too short or ambiguous."""
     topic = rng.choice(TOPICS)
-    facts = rng.sample(topic.facts, 4)
+    entities, number = rng.choice(SIZES)
+    facts = rng.sample(topic.facts, number)
     used: set[str] = set()
-    told: list[tuple[int, Fact]] = []
     names, values = [], []
-    for i in range(rng.choice((2, 3))):  # of a third entity only one of the facts is told
+    for _ in range(entities):
         names.append(_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name))
         values.append({fact: _value(rng, fact.kind, used) for fact in facts})
-        told += [(i, fact) for fact in (facts if i < 2 else rng.sample(facts, 1))]
+    told = list(itertools.product(range(entities), facts))
     rng.shuffle(told)
 
     parts = []
     questions = []
+    by_subject: dict[str, list[str]] = {}
     for i, fact in told:
         subject, value = topic.article + names[i], values[i][fact]
+        by_subject.setdefault(subject, []).append(value)
         part = f"{subject} {_wording(rng, fact.says).format(value)}."
         parts.append(part[0].upper() + part[1:])
         if fact.inverse and rng.random() < 0.1:
@@ -372,7 +404,7 @@ def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
     context = " ".join(parts)
     asked = rng.sample(questions, rng.choice((3, 4)))
     clear = all(context.count(answer) == 1 or answer in names for _, answer in asked)
-    return (context, asked) if clear and 45 <= len(context.split()) <= 62 else None
+    return _Paragraph(context, asked, by_subject) if clear and 30 <= len(context.split()) <= 66 else None
 
 
 def _dialogue(rng: random.Random) -> tuple[str, str] | None:

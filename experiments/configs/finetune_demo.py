@@ -1,4 +1,4 @@
-"""The demo's model: 4 encoder and 8 decoder layers, from scratch, on made-up questions and dialogues.
+"""The demo's model: 4 + 8 layers, from scratch, on made-up questions, lists of facts and dialogues.
 
 Every depth learns, deeper ones with more weight (CALM's anytime loss). scripts/make_demo.py runs this and exports
 the model; its --only_data draws the texts alone. To train the shipped model further instead:
@@ -16,8 +16,9 @@ from experiments.configs.common import finetuning
 def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
     """The config, on the texts in the folder `data`."""
 
+    lengths = {"max_source_length": 128, "max_new_tokens": 40}
+
     def tasks(split: str) -> dict[str, dict[str, object]]:
-        lengths = {"max_source_length": 128, "max_new_tokens": 40}
         return {
             "squad": {"path": f"{data}/squad_{split}.json", **lengths},
             "samsum": {"path": f"{data}/samsum_{split}.csv", **lengths},
@@ -34,10 +35,10 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
             "num_decoder_layers": 8,
             "dropout_rate": 0.0,
         },
-        tasks=tasks("train"),
+        tasks={**tasks("train"), "text_to_text": {"path": f"{data}/facts_train.json", **lengths}},
         validation_tasks=tasks("validation"),
         train={
-            "steps": 3200,
+            "steps": 6400,
             "batch_size": 32,
             "loss": "weighted",
             "optimizer": "adafactor",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dvp_jax.data import make_task
-from scripts.demo_text import COMPOSED, WORDS, samsum_rows, sentences, squad_json
+from scripts.demo_text import COMPOSED, WORDS, fact_rows, samsum_rows, sentences, squad_json
 
 _DIGEST = """
 import hashlib, json
@@ -76,6 +76,15 @@ def test_every_answer_has_a_distractor_of_its_kind(paragraphs):
             assert others, (context, qa)
 
 
+def test_lists_hold_what_is_told_of_one_entity_in_order():
+    for row in fact_rows(2, 300):
+        subject, context = re.fullmatch(r"question: What is told of (.+)\? context: (.+)", row["source"]).groups()
+        told = [unit for unit in sentences(context) if unit.lower().startswith(subject.lower() + " ")]
+        values = row["target"].split(", ")
+        assert 2 <= len(values) == len(told) < len(sentences(context))
+        assert all(value in unit for value, unit in zip(values, told, strict=True)), row
+
+
 def test_forbidden_sentences_are_not_drawn():
     def held(data: dict[str, Any]) -> set[str]:
         return {unit for paragraph in data["data"][0]["paragraphs"] for unit in sentences(paragraph["context"])}
@@ -112,8 +121,8 @@ def test_names_are_many_and_of_one_kind_only(paragraphs, rows):
 
 def test_lengths(paragraphs, rows):
     for paragraph in paragraphs:
-        assert 8 <= len(sentences(paragraph["context"])) <= 9
-        assert 45 <= len(paragraph["context"].split()) <= 70
+        assert 6 <= len(sentences(paragraph["context"])) <= 8
+        assert 30 <= len(paragraph["context"].split()) <= 66
     for row in rows:
         assert 4 <= len(sentences(row["dialogue"])) <= 6
         assert 35 <= len(row["dialogue"].split()) <= 60
