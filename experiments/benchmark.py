@@ -1,21 +1,25 @@
-"""Milliseconds per token of each method, exits forced to given depths, side by side in one process.
+"""Milliseconds per token against the bound that memory sets, exits forced to given depths, in one process.
 
-    python -m experiments.benchmark --json=runs/benchmark.json
+    python -m experiments.benchmark --preset=readme --output=runs/benchmark
 
-Random weights of a published shape, so that speed is separated from a model's quality: the thresholds force
-every token to exit at the depth asked for. Cases run in turn, A B A B, and medians are reported. Hugging Face's
-eager PyTorch runs beside them on the same weights where PyTorch is installed.
+Random weights of a published shape (or a checkpoint), so that speed is separated from a model's quality: the
+thresholds force each token to exit at the depth asked for. Cases run in turn, A B A B, and medians are reported.
+`efficiency` is the time that reading what must be read would take at the machine's measured bandwidth, divided by
+the time seen. Other decoders of the same weights run beside ours where they are installed (`experiments.peers`).
+Writes results.json and plots; prints tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,141 +31,350 @@ from tqdm import tqdm
 
 from dvp_jax import launch
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import decode, encode
+from dvp_jax.decode.generate import encode, lower_decode
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
+from dvp_jax.exits.traffic import bytes_per_token
+from dvp_jax.report.plots import confidence_against_vocabulary, time_against_depth
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.load import Model
+from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.model import init_params
+from experiments import peers
 
 SHAPES = {
     "t5-small": T5Config(d_model=512, d_ff=2048, num_heads=8, num_layers=6, num_decoder_layers=6),
     "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
     "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
+    "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
+}
+METHODS = ("full", "static", "calm", "dvp")
+SPREAD = 0
+"""As a depth: exits spread evenly over all candidate depths, drawn token by token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One method with its exits forced.
+
+    Attributes:
+        method: of `DecodeConfig`.
+        depth: at which every token exits, or SPREAD.
+        prune_size: K.
+        layer_loop: of `DecodeConfig`.
+        screen: of `DecodeConfig`.
+    """
+
+    method: str
+    depth: int
+    prune_size: int = 64
+    layer_loop: str = "auto"
+    screen: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Cases on one model, timed in turn.
+
+    Attributes:
+        shape: key of SHAPES, or a checkpoint.
+        cases: what to time.
+        vocab_size: instead of the shape's.
+        batch: rows.
+        source_length: tokens of a source.
+        new_tokens: generated.
+        dtype: of the weights.
+        peers: time other decoders too.
+    """
+
+    shape: str
+    cases: tuple[Case, ...]
+    vocab_size: int | None = None
+    batch: int = 1
+    source_length: int = 256
+    new_tokens: int = 64
+    dtype: str = "float32"
+    peers: bool = False
+
+
+def grid(layers: int, methods: Sequence[str], depths: Sequence[int], **fields: Any) -> tuple[Case, ...]:
+    """Each method at each depth; `full` has one."""
+    out = []
+    for method in methods:
+        for depth in (layers,) if method == "full" else depths:
+            if not (method == "static" and depth == SPREAD):
+                out.append(Case(method, depth, **fields))
+    return tuple(out)
+
+
+VOCAB_SIZES = (8_000, 32_000, 128_000, 250_000)
+
+PRESETS: dict[str, tuple[Run, ...]] = {
+    "readme": (
+        Run("t5-base", grid(12, METHODS, (2, 3, 4, 6, 8, 10, 12, SPREAD)), peers=True),
+        *(Run("t5-base", grid(12, METHODS[1:], (6,)), vocab_size=size) for size in VOCAB_SIZES),
+        *(Run("t5-base", grid(12, ("full", "calm", "dvp"), (3, 6, 12)), batch=batch) for batch in (8, 32)),
+    ),
+    "gpu": (
+        *(
+            Run(shape, grid(24, METHODS, (6, 12, 24, SPREAD)), dtype="bfloat16", peers=True)
+            for shape in ("t5-large", "t5-3b")
+        ),
+        Run(
+            "t5-large",
+            grid(24, ("full", "dvp"), (12,), layer_loop="cond")
+            + grid(24, ("full", "dvp"), (12,), layer_loop="while"),
+            dtype="bfloat16",
+        ),
+    ),
 }
 
-_SHAPE = flags.DEFINE_enum("shape", "t5-base", list(SHAPES), "Shape of the model.")
+_PRESET = flags.DEFINE_enum(
+    "preset", None, list(PRESETS), "Runs to make, instead of the one that the flags describe."
+)
+_SHAPE = flags.DEFINE_string("shape", "t5-base", f"{', '.join(SHAPES)}, or a checkpoint.")
+_METHODS = flags.DEFINE_multi_enum("methods", list(METHODS), METHODS, "Methods to time.")
+_DEPTHS = flags.DEFINE_list("depths", None, "Exit depths; 0 for a spread. Unset: a quarter, half and all layers.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together.", lower_bound=1)
+_VOCAB = flags.DEFINE_integer("vocab_size", None, "Instead of the shape's.", lower_bound=2)
+_KEEP = flags.DEFINE_integer("prune_size", 64, "K.", lower_bound=1)
 _SOURCE = flags.DEFINE_integer("source_length", 256, "Source tokens.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens generated.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
-_LOOPS = flags.DEFINE_list("layer_loops", "cond,while", "Loops over layers to compare.")
+_LOOPS = flags.DEFINE_list("layer_loops", "auto", "Loops over layers to compare.")
+_SCREENS = flags.DEFINE_list("screens", "auto", "Ways to read the whole vocabulary to compare.")
+_PEERS = flags.DEFINE_boolean("peers", False, "Time other decoders too, where installed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds over all cases.", lower_bound=1)
-_PEER = flags.DEFINE_boolean("hugging_face", True, "Run Hugging Face's eager PyTorch too, where installed.")
-_JSON = flags.DEFINE_string("json", None, "Where to write the figures.")
+_OUTPUT = flags.DEFINE_string("output", None, "A folder for results.json and the plots.")
 
 
-def forced_exit(depth: int, num_layers: int, max_new_tokens: int) -> jax.Array:
-    """Thresholds by which every token exits at `depth`."""
-    row = np.full(num_layers, NEVER)
-    row[depth - 1 : num_layers - 1] = ALWAYS
-    return jnp.asarray(np.broadcast_to(row, (max_new_tokens, num_layers)))
+def exit_depths(case: Case, first: int, layers: int, new_tokens: int) -> np.ndarray:
+    """The depth at which each token exits."""
+    if case.depth == SPREAD:
+        return np.random.default_rng(0).integers(first, layers + 1, new_tokens)
+    return np.full(new_tokens, case.depth)
 
 
-def cases(model: Model, encoded: Any, layer_loops: list[str], new_tokens: int) -> dict[str, Callable[[], Any]]:
-    """One call that decodes the whole output, per method, exit depth and loop over layers."""
-    layers = model.config.num_decoder_layers
-    half, quarter = layers // 2, layers // 4
-    settings: list[tuple[str, dict[str, Any], int]] = [
-        ("full", {}, layers),
-        ("static", {"static_exit_layer": half}, half),
-    ]
-    settings += [(method, {}, depth) for method in ("calm", "dvp") for depth in (layers, half, quarter)]
-    out: dict[str, Callable[[], Any]] = {}
-    for loop in layer_loops:
-        for method, fields, depth in settings:
-            cfg = DecodeConfig(method=method, max_new_tokens=new_tokens, layer_loop=loop, **fields)
-            thresholds = forced_exit(depth, layers, new_tokens)
-            out[f"{method} exit {depth} {loop}"] = functools.partial(decode, model, encoded, cfg, thresholds)
-    return out
+def forced(depths: np.ndarray, layers: int) -> jax.Array:
+    """Thresholds by which token t exits at depths[t]."""
+    passes = (np.arange(1, layers + 1) >= depths[:, None]) & (np.arange(1, layers + 1) < layers)
+    return jnp.asarray(np.where(passes, ALWAYS, NEVER))
 
 
-def hugging_face_case(model: Model, ids: np.ndarray, new_tokens: int) -> Callable[[], Any] | None:
-    """The same weights in Hugging Face's eager PyTorch, or None where it is not installed."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return None
-    from dvp_jax.t5.convert import hugging_face_tensors
-
-    config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
-    peer = transformers.T5ForConditionalGeneration(config).eval()
-    tensors = hugging_face_tensors(model.config, model.params)
-    missing, unexpected = peer.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()}, strict=False)
-    assert not unexpected and all("embed_tokens" in name or name == "lm_head.weight" for name in missing)
-    peer.tie_weights()
-    source = torch.tensor(ids).long()
-    encoded = peer.encoder(input_ids=source)
-
-    def run() -> Any:
-        with torch.inference_mode():
-            return peer.generate(
-                encoder_outputs=encoded,
-                attention_mask=torch.ones_like(source),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-            )
-
-    return run
-
-
-def measure(calls: dict[str, Callable[[], Any]], rounds: int, new_tokens: int) -> dict[str, dict[str, float]]:
-    """Median, least and most ms per token of each call, over rounds in which all run in turn."""
-    first: dict[str, float] = {}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for name, call in tqdm(calls.items(), desc="compiling", unit="case"):
+def read_bandwidth(megabytes: int = 1024, repeats: int = 7) -> float:
+    """Bytes per second that a plain sum over a large array reads: the most that the device was seen to give."""
+    best = 0.0
+    if jax.default_backend() == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        parts = [np.ones(megabytes * 2**20 // 4 // cores, np.float32) for _ in range(cores)]
+        size = sum(part.nbytes for part in parts)
+        with ThreadPoolExecutor(cores) as pool:
+            for _ in range(repeats):
+                start = time.perf_counter()
+                list(pool.map(np.sum, parts))
+                best = max(best, size / (time.perf_counter() - start))
+        return best
+    array = jnp.ones(megabytes * 2**20 // 4, jnp.float32)
+    total = jax.jit(jnp.sum)
+    for _ in range(repeats + 1):  # the first compiles
         start = time.perf_counter()
-        jax.block_until_ready(call())
-        first[name] = time.perf_counter() - start
-    for _ in tqdm(range(rounds), desc="timing", unit="round"):
+        total(array).block_until_ready()
+        best = max(best, array.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round; all run in turn. The first, untimed round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for index in tqdm(range(rounds + 1), desc="timing", unit="round"):
         for name, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
-            times[name].append((time.perf_counter() - start) * 1e3 / new_tokens)
-    return {
-        name: {
-            "ms_per_token": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-            "first_call_s": first[name],
+            if index:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
+    """Times the cases of a run. Returns a row for each, and for each peer."""
+    if run.shape in SHAPES:
+        # No end token, so that random weights generate the full length.
+        config = dataclasses.replace(SHAPES[run.shape], eos_token_id=-1)
+        if run.vocab_size:
+            config = dataclasses.replace(config, vocab_size=run.vocab_size)
+        model = Model(config, init_params(config, jax.random.key(0), jnp.dtype(run.dtype)))
+    else:
+        model = load_model(run.shape, run.dtype)
+        config = dataclasses.replace(model.config, eos_token_id=-1)
+        model = dataclasses.replace(model, config=config)
+    layers = config.num_decoder_layers
+    ids = np.random.default_rng(0).integers(3, config.vocab_size, (run.batch, run.source_length))
+    encoded = encode(model, ids, np.ones_like(ids))
+    start = time.perf_counter()
+    jax.block_until_ready(encode(model, ids, np.ones_like(ids)))
+    encoder_ms = 1e3 * (time.perf_counter() - start)
+
+    rows: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    programs: dict[Any, Any] = {}
+    for case in tqdm(run.cases, desc="compiling", unit="case"):
+        fields = {"static_exit_layer": case.depth} if case.method == "static" else {}
+        cfg = DecodeConfig(
+            method=case.method,
+            max_new_tokens=run.new_tokens,
+            prune_size=case.prune_size,
+            layer_loop=case.layer_loop,
+            screen=case.screen,
+            **fields,
+        )
+        policy = cfg.policy(layers, config.vocab_size)
+        depths = exit_depths(case, policy.first_exit, layers, run.new_tokens)
+        thresholds = forced(depths, layers)
+        if cfg not in programs:
+            lowered, arguments = lower_decode(model, encoded, cfg, thresholds)
+            start = time.perf_counter()
+            programs[cfg] = lowered.compile(), arguments[:-1], time.perf_counter() - start
+        program, arguments, compile_s = programs[cfg]
+        account = program.memory_analysis()
+        screened = cfg.screens(jax.default_backend(), encoded.active.shape[0])
+        must_read = bytes_per_token(
+            depths,
+            policy,
+            config,
+            source_length=run.source_length,
+            new_tokens=run.new_tokens,
+            batch=run.batch,
+            itemsize=jnp.dtype(run.dtype).itemsize,
+            screened=screened,
+        )
+        name = " ".join(str(value) for value in dataclasses.astuple(case))
+        rows[name] = {
+            **dataclasses.asdict(case),
+            "mean_depth": float(depths.mean()),
+            "screened": screened,
+            "megabytes": float(must_read.mean() / 1e6),
+            "bound_ms": float(must_read.mean() / bandwidth * 1e3),
+            "compile_s": compile_s,
+            "peak_megabytes": (account.argument_size_in_bytes + account.temp_size_in_bytes) / 1e6,
+            "argument_megabytes": account.argument_size_in_bytes / 1e6,
         }
-        for name, values in times.items()
-    }
+        calls[name] = partial(program, *arguments, thresholds)
+
+    failed: list[dict[str, Any]] = []
+    if run.peers:
+        for name, peer in peers.peers(model, ids, run.new_tokens).items():
+            if isinstance(peer, str):
+                failed.append({"method": name, "error": peer})
+                continue
+            try:
+                tokens = peer.decode()
+            except Exception as error:  # another project's failure is a line of the report
+                failed.append({"method": name, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+                continue
+            full = next((name for name, row in rows.items() if row["method"] == "full"), None)
+            ours = np.asarray(calls[full]().tokens) if full else None
+            rows[name] = {"method": name, "depth": layers, "mean_depth": float(layers)}
+            if ours is not None:
+                rows[name]["tokens_as_full"] = float(np.mean(ours == np.asarray(tokens)))
+            calls[name], calls[f"{name}, encoder"] = peer.decode, peer.encode
+
+    seconds = timed(calls, rounds)
+    for name, row in rows.items():
+        besides = statistics.median(seconds.get(f"{name}, encoder", [0.0]))
+        ms = [1e3 * (value - besides) / run.new_tokens for value in seconds[name]]
+        row |= {
+            "ms_per_token": statistics.median(ms),
+            "least_ms": min(ms),
+            "most_ms": max(ms),
+            "tokens_per_s": 1e3 * run.batch / statistics.median(ms),
+        }
+        if "bound_ms" in row:
+            row["efficiency"] = row["bound_ms"] / row["ms_per_token"]
+            row["encoder_ms"] = encoder_ms
+    return [*rows.values(), *failed]
+
+
+def table(run: Run, rows: list[dict[str, Any]]) -> str:
+    """The rows of a run, as Markdown."""
+    base = next((row["ms_per_token"] for row in rows if row["method"] == "full"), None)
+    vocabulary = f", vocabulary {run.vocab_size:,}" if run.vocab_size else ""
+    lines = [
+        f"{run.shape}, {run.dtype}, batch {run.batch}, source {run.source_length}{vocabulary}",
+        "",
+        "| method | exit | ms/token | least to most | speed-up | MB/token | efficiency | compile s | peak MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    ours = [row for row in rows if "screen" in row]
+    fields = ("layer_loop", "screen", "prune_size")
+    varied = [field for field in fields if len({row[field] for row in ours}) > 1]
+    for row in rows:
+        name = " ".join([row["method"], *(f"{field} {row[field]}" for field in varied if field in row)])
+        if "error" in row:
+            lines.append(f"| {name} | not run: {row['error']} | | | | | | | |")
+            continue
+        speed_up = f"{base / row['ms_per_token']:.2f}x" if base else ""
+        cells = [
+            name,
+            f"{row['mean_depth']:.1f} spread" if row["depth"] == SPREAD else str(row["depth"]),
+            f"{row['ms_per_token']:.2f}",
+            f"{row['least_ms']:.2f} to {row['most_ms']:.2f}",
+            speed_up,
+            *(f"{row[key]:{form}}" if key in row else "" for key, form in _COLUMNS.items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+_COLUMNS = {"megabytes": ".0f", "efficiency": ".2f", "compile_s": ".1f", "peak_megabytes": ".0f"}
 
 
 def main() -> None:
     """Runs the benchmark."""
-    # No end token, so that random weights generate the full length.
-    config = dataclasses.replace(SHAPES[_SHAPE.value], eos_token_id=-1)
-    model = Model(config, init_params(config, jax.random.key(0), jnp.dtype(_DTYPE.value)))
-    ids = np.random.default_rng(0).integers(2, 32000, (_BATCH.value, _SOURCE.value))
-    encoded = encode(model, ids, np.ones_like(ids))
-
-    calls = cases(model, encoded, _LOOPS.value, _TOKENS.value)
-    peer = hugging_face_case(model, ids, _TOKENS.value) if _PEER.value else None
-    if peer is not None:
-        calls["Hugging Face eager"] = peer
-    rows = measure(calls, _ROUNDS.value, _TOKENS.value)
-
-    base = rows[f"full exit {config.num_decoder_layers} {_LOOPS.value[0]}"]["ms_per_token"]
-    print(f"jax {jax.__version__}, {jax.default_backend()}, {_SHAPE.value}, batch {_BATCH.value}, {_DTYPE.value}")
-    print(f"{'case':28} {'ms/token':>9} {'least':>7} {'most':>7} {'speed-up':>9} {'first call s':>13}")
-    for name, row in rows.items():
-        print(
-            f"{name:28} {row['ms_per_token']:9.2f} {row['least']:7.2f} {row['most']:7.2f} "
-            f"{base / row['ms_per_token']:8.2f}x {row['first_call_s']:13.1f}"
+    if _PRESET.value:
+        runs = PRESETS[_PRESET.value]
+    else:
+        layers = SHAPES[_SHAPE.value].num_decoder_layers if _SHAPE.value in SHAPES else None
+        layers = layers or load_model(_SHAPE.value).config.num_decoder_layers
+        depths = [int(depth) for depth in _DEPTHS.value or (layers, layers // 2, layers // 4)]
+        if not all(depth == SPREAD or 2 <= depth <= layers for depth in depths):
+            raise ValueError(f"depths is {depths}; allowed: from 2 to {layers}, or {SPREAD} for a spread")
+        cases: tuple[Case, ...] = ()
+        for loop in _LOOPS.value:
+            for screen in _SCREENS.value:
+                cases += grid(
+                    layers, _METHODS.value, depths, prune_size=_KEEP.value, layer_loop=loop, screen=screen
+                )
+        runs = (
+            Run(
+                _SHAPE.value,
+                cases,
+                _VOCAB.value,
+                _BATCH.value,
+                _SOURCE.value,
+                _TOKENS.value,
+                _DTYPE.value,
+                _PEERS.value,
+            ),
         )
-    if _JSON.value:
-        report = {
-            "flags": {f.name: f.value for f in (_SHAPE, _BATCH, _SOURCE, _TOKENS, _DTYPE, _ROUNDS)},
-            "versions": {"jax": jax.__version__, "python": platform.python_version()},
-            "backend": jax.default_backend(),
-            "rows": rows,
-        }
-        Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        Path(_JSON.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    bandwidth = read_bandwidth()
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, reads {bandwidth / 1e9:.1f} GB/s")
+    report: dict[str, Any] = {
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "backend": jax.default_backend(),
+        "bandwidth": bandwidth,
+        "runs": [],
+    }
+    for run in runs:
+        rows = measure(run, _ROUNDS.value, bandwidth)
+        print("\n" + table(run, rows), flush=True)
+        setting = {key: value for key, value in dataclasses.asdict(run).items() if key != "cases"}
+        report["runs"].append({**setting, "rows": rows})
+    if _OUTPUT.value:
+        output = Path(_OUTPUT.value)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        time_against_depth(report["runs"][0]["rows"], output / "time_against_depth.svg")
+        if any(run["vocab_size"] for run in report["runs"]):
+            confidence_against_vocabulary(report["runs"], output / "confidence_against_vocabulary.svg")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class DecodeConfig:
         decay_temperature: None for a constant threshold, else CALM's decay over the output.
         screen: how the whole vocabulary is read: "none" multiplies with the unembedding; "int8" finds the
             likeliest tokens through an int8 copy of it, for a quarter of the bytes and provably the same ones,
-            and sums the tail of the softmax from that copy. "auto": "int8" for "dvp" where that was measured to be faster.
+            and sums the tail of the softmax from that copy. "auto": "int8" for "dvp" where it was measured to be
+            faster.
         layer_loop: "while" is a `lax.while_loop` over depth, "cond" an unrolled chain of `lax.cond`; the
             tokens are the same. "auto" takes the one that was measured to be faster on the backend.
     """

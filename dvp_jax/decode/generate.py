@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -161,6 +162,20 @@ def decode(
     Raises:
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
+    return _decode(*_arguments(model, encoded, cfg, thresholds))
+
+
+def lower_decode(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
+) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
+    """The program of `decode`, to compile and to look at, and the arguments of the compiled program."""
+    structure, *arguments = _arguments(model, encoded, cfg, thresholds)
+    return _decode.lower(structure, *arguments), tuple(arguments)
+
+
+def _arguments(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None
+) -> tuple[Structure, Params, Encoded, Array]:
     policy = _policy(model, cfg)
     num_layers = model.config.num_decoder_layers
     if thresholds is None:
@@ -175,7 +190,7 @@ def decode(
     )
     screens = cfg.screens(jax.default_backend(), encoded.active.shape[0])
     params = {**model.params, "screen": model.screen} if screens else model.params
-    return _decode(structure, params, encoded, thresholds)
+    return structure, params, encoded, thresholds
 
 
 def _policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

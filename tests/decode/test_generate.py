@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 import dvp_jax
 from dvp_jax.decode import generate as generate_module
-from dvp_jax.decode.generate import batch_bucket, decode, encode, source_bucket
-from dvp_jax.decode.step import Structure
-from dvp_jax.exits.thresholds import threshold_schedule
+from dvp_jax.decode.generate import batch_bucket, decode, encode, lower_decode, source_bucket
 from tests.models import both
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
@@ -128,11 +126,9 @@ def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop)
     # Dimensions that nothing but weights has.
     _, model = both("t5", vocab_size=1009, d_model=96, d_kv=20, d_ff=264, num_heads=5)
     ids = np.full((1, 20), 3)
-    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16)
-    structure = Structure(model.config, cfg.policy(4, 1009), 16, loop)
-    thresholds = threshold_schedule(0.5, 16, 4)
-    encoded = encode(model, ids, np.ones_like(ids))
-    hlo = generate_module._decode.lower(structure, model.params, encoded, thresholds).compile().as_text()
+    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, layer_loop=loop, screen="none")
+    lowered, _ = lower_decode(model, encode(model, ids, np.ones_like(ids)), cfg)
+    hlo = lowered.compile().as_text()
     matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2 and leaf.size > 1000]
     weights = {tuple(sorted(leaf.shape)) for leaf in matrices}
     assert (96, 264) in weights and (96, 1009) in weights
@@ -140,6 +136,20 @@ def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop)
     shapes = {tuple(sorted(map(int, dims.split(",")))) for dims in moved if dims}
     assert shapes, "the pattern found no copies at all: has the text format changed?"
     assert not shapes & weights
+    assert not re.search(r"= .*(?:infeed|outfeed|send|recv|callback)", hlo), "the loop must not visit the host"
+
+
+def test_the_int8_copy_is_never_widened_as_a_whole():
+    _, model = both("t5", vocab_size=2500, d_model=96)
+    ids = np.full((1, 20), 3)
+    encoded = encode(model, ids, np.ones_like(ids))
+    assert model.screen.rows.shape == (3, 2, 512, 96)
+    lowered, _ = lower_decode(model, encoded, dvp_jax.DecodeConfig(max_new_tokens=16, screen="int8"))
+    computations = re.split(r"\n\n", lowered.compile().as_text())
+    copies = [text for text in computations if "s8[3,2,512,96]" in text]
+    assert copies, "else the copy is not there at all"
+    # Within a fusion nothing is stored.
+    assert not any("f32[3,2,512,96]" in text for text in copies if "fused_computation" not in text.split("{")[0])
 
 
 def test_forced_exits_follow_thresholds_by_token_and_depth():
@@ -162,6 +172,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
         ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp"),
         ({"confidence": "softmax"}, "confidence is 'softmax'; allowed: softmax_diff, meta"),
         ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
+        ({"screen": "int4"}, "screen is 'int4'; allowed: auto, none, int8"),
         ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
         ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),
         ({"threshold": -0.1}, "threshold is -0.1; allowed: a number from 0 to 1"),

@@ -624,6 +624,31 @@ def test_generate_prints_the_text_and_the_exit_layer_of_each_token(checkpoint):
 # python -m experiments.check
 
 
+def test_benchmark_forces_the_exits_it_names_and_writes_what_it_prints(checkpoint, tmp_path):
+    run = launch(
+        "benchmark", f"--shape={checkpoint.folder}", "--depths=2,4,0", "--new_tokens=6", "--source_length=5",
+        "--rounds=2", f"--output={tmp_path}", "--methods=full", "--methods=static", "--methods=dvp",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    (only,) = report["runs"]
+    spread = np.random.default_rng(0).integers(2, 5, 6).mean()
+    assert [(row["method"], row["mean_depth"]) for row in only["rows"]] == [
+        ("full", 4), ("static", 2), ("static", 4), ("dvp", 2), ("dvp", 4), ("dvp", spread)
+    ]  # fmt: skip
+    for row in only["rows"]:
+        assert row["least_ms"] <= row["ms_per_token"] <= row["most_ms"]
+        bound = row["megabytes"] * 1e6 / report["bandwidth"] * 1e3
+        np.testing.assert_allclose(row["efficiency"], bound / row["ms_per_token"])
+        assert f"| {row['ms_per_token']:.2f} |" in run.stdout
+    assert (tmp_path / "time_against_depth.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_benchmark_refuses_a_depth_that_is_not_there(checkpoint):
+    run = launch("benchmark", f"--shape={checkpoint.folder}", "--depths=9")
+    check_error(run, "depths is [9]", "from 2 to 4")
+
+
 def test_check_finds_the_tiny_model_the_same_in_every_way(shallow):
     prompts = [f"--prompt=translate English to German: {sentence}" for sentence in SENTENCES[:2]]
     depths = "--min_exit_layer=1", "--prune_layer=1"

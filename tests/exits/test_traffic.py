@@ -1,0 +1,55 @@
+"""The bytes that a step must read, against a list of what it multiplies with."""
+
+import numpy as np
+import pytest
+
+from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.exits.traffic import bytes_per_token
+from dvp_jax.t5.config import T5Config
+
+D, INNER, FF, V, L, S, N, K = 16, 12, 32, 1000, 6, 40, 10, 50
+CONFIG = T5Config(vocab_size=V, d_model=D, d_kv=4, d_ff=FF, num_heads=3, num_layers=2, num_decoder_layers=L)
+WEIGHTS = {name: D * INNER for name in ("q", "k", "v", "o", "cross q", "cross o")} | {"wi": D * FF, "wo": D * FF}
+
+
+def layers(exit_layer, batch):
+    numbers = 0
+    for depth in range(1, L + 1):
+        if depth <= exit_layer:
+            numbers += sum(WEIGHTS.values())
+            numbers += batch * 2 * INNER * S  # cross-attention keys and values
+            numbers += batch * 2 * INNER * N / 2  # the cache, half full on average
+        else:
+            numbers += WEIGHTS["k"] + WEIGHTS["v"]
+    return numbers
+
+
+def bytes_of(policy, exit_layer, batch=1, **fields):
+    (out,) = bytes_per_token(
+        np.array([exit_layer]), policy, CONFIG, source_length=S, new_tokens=N, batch=batch, **fields
+    )
+    return out
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("exit_layer", range(2, L + 1))
+def test_bytes_are_those_of_the_products_computed(exit_layer, batch):
+    asked = [depth for depth in range(2, L) if depth <= exit_layer]
+    last = int(exit_layer == L)
+    base = layers(exit_layer, batch)
+    assert bytes_of(Static(exit_layer, "softmax_diff"), exit_layer, batch) == 4 * (base + D * V)
+    calm = CALM(L, "softmax_diff", 2)
+    assert bytes_of(calm, exit_layer, batch) == 4 * (base + (len(asked) + last) * D * V)
+    for final_vocab, final in (("full", D * V), ("pruned", batch * D * K)):
+        dvp = DVP(L, "softmax_diff", 2, 2, K, final_vocab)
+        read = D * V + (len(asked) - 1) * batch * D * K + last * final
+        assert bytes_of(dvp, exit_layer, batch) == 4 * (base + read)
+        assert bytes_of(dvp, exit_layer, batch, itemsize=2) == 2 * (base + read)
+
+
+def test_the_int8_copy_is_a_quarter_of_the_vocabulary_and_what_is_rescored():
+    dvp = DVP(L, "softmax_diff", 2, 2, K, "full")
+    whole = bytes_of(dvp, 2) - 4 * layers(2, 1)
+    screened = bytes_of(dvp, 2, screened=True) - 4 * layers(2, 1)
+    assert whole == 4 * D * V
+    assert screened == D * V + 4 * D * (2 * K + 64)
