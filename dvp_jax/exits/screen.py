@@ -9,12 +9,13 @@ logits have been found exactly. Where it does not, W is read after all.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Bool, Float, Int, Int8
 
 from dvp_jax.exits.confidence import top_k
 from dvp_jax.t5.layers import linear
@@ -24,6 +25,15 @@ _BLOCK = (2, 512)
 
 _OLD_JAX = jax.__version_info__ < (0, 11)
 """Sums products slowly, and packs a float32 weight anew for each batch of rows."""
+
+
+class Found(NamedTuple):
+    """What screening found, row by row."""
+
+    about: Float[Array, "batch vocab"]  # logits from the copy
+    ids: Int[Array, "batch rescored"]
+    exact: Float[Array, "batch rescored"]  # their logits
+    proven: Bool[Array, " batch"]  # whether the largest logits are among them for certain
 
 
 @struct.dataclass
@@ -38,25 +48,29 @@ class Screen:
         self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], sure: int
     ) -> Float[Array, "batch vocab"]:
         """The logits W x, of which at least the `sure` largest are exact; the others within their bound."""
-        count = num_rescored(sure)
-        if count >= weight.shape[0]:
+        if num_rescored(sure) >= weight.shape[0]:
             return linear(x, weight)
-        x = x.astype(weight.dtype).astype(jnp.float32)  # what `linear` multiplies
+        found = self.find(x, weight, sure)
         batch = jnp.arange(x.shape[0])[:, None]
 
-        about = self._product(x)[:, : weight.shape[0]] * self.scale
-        # Cauchy and Schwarz: |(W[v] - scale[v] rows[v]) x| <= error[v] |x|.
-        bounds, ids = top_k(about + self.error * jnp.linalg.norm(x, axis=-1, keepdims=True), count + 1)
-        exact = rows_logits(x, jnp.take(weight, ids[:, :-1], axis=0))
-        proven = top_k(exact, sure)[0][:, -1] > bounds[:, -1]
-
         def screened(x: Array) -> Array:
-            return about.at[batch, ids[:, :-1]].set(exact)
+            return found.about.at[batch, found.ids].set(found.exact)
 
         def whole(x: Array) -> Array:
             return linear(x, weight)
 
-        return lax.cond(jnp.all(proven), screened, whole, x)
+        return lax.cond(jnp.all(found.proven), screened, whole, x)
+
+    def find(self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], sure: int) -> Found:
+        """Rescores the rows with the highest bounds; `sure` of them are wanted."""
+        x = x.astype(weight.dtype).astype(jnp.float32)  # what `linear` multiplies
+        about = self._product(x)[:, : weight.shape[0]] * self.scale
+        # Cauchy and Schwarz: |(W[v] - scale[v] rows[v]) x| <= error[v] |x|.
+        bounds = about + self.error * jnp.linalg.norm(x, axis=-1, keepdims=True)
+        highest, ids = top_k(bounds, num_rescored(sure) + 1)
+        exact = rows_logits(x, jnp.take(weight, ids[:, :-1], axis=0))
+        proven = top_k(exact, sure)[0][:, -1] > highest[:, -1]
+        return Found(about, ids[:, :-1], exact, proven)
 
     def _product(self, x: Float[Array, "batch d_model"]) -> Float[Array, "batch filled"]:
         """The copy times x, without its scale, in the form that was measured to be fastest."""
