@@ -32,4 +32,11 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
-    app.run(call)
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:  # a field that the config does not have
+            print(f"error: --config has no field {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(call, flags_parser=parse)
