@@ -109,9 +109,9 @@ VOCAB_SIZES = (8_000, 32_000, 128_000, 250_000)
 
 PRESETS: dict[str, tuple[Run, ...]] = {
     "readme": (
-        Run("t5-base", grid(12, METHODS, (2, 3, 4, 6, 8, 10, 12, SPREAD)), peers=True),
+        Run("t5-base", grid(12, METHODS, (2, 3, 6, 9, 12, SPREAD)), peers=True),
         *(Run("t5-base", grid(12, METHODS[1:], (6,)), vocab_size=size) for size in VOCAB_SIZES),
-        *(Run("t5-base", grid(12, ("full", "calm", "dvp"), (3, 6, 12)), batch=batch) for batch in (8, 32)),
+        *(Run("t5-base", grid(12, ("full", "dvp"), (3, 6, 12)), batch=batch, new_tokens=16) for batch in (8, 32)),
     ),
     "gpu": (
         *(

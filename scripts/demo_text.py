@@ -37,7 +37,7 @@ class Topic(NamedTuple):
     Attributes:
         name: template of the entity's name, with kinds as its fields.
         article: goes before the name; may be empty.
-        facts: of which a paragraph draws some.
+        facts: which two entities of a paragraph share out.
     """
 
     name: str
@@ -98,15 +98,15 @@ WORDS: dict[str, tuple[str, ...]] = {
     kind: tuple(words.split()) for kind, words in re.findall(r"(\w+): ([^:]+)(?:\n|$)", _LISTS)
 }
 WORDS |= {
-    "first": _names(_HEADS, _VOWELS, _FIRST, 1500),
-    "surname": _names(_HEADS, "al er or in un", _SURNAME, 2500),
-    "town": _names(_HEADS, "ar el il om ur", _TOWN, 1500),
-    "brand": _names(_HEADS, f"{_VOWELS} ei ou", "vane xa dex trix zar phon nova vis lux meda", 1200),
+    "first": _names(_HEADS, _VOWELS, _FIRST, 1300),
+    "surname": _names(_HEADS, "al er or in un", _SURNAME, 2000),
+    "town": _names(_HEADS, "ar el il om ur", _TOWN, 1200),
+    "brand": _names(_HEADS, f"{_VOWELS} ei ou", "vane xa dex trix zar phon nova vis lux meda", 1000),
     "product": tuple(f"{word}s" for word in WORDS["object"]),
     "year": tuple(str(year) for year in range(1820, 2020)),
     "amount": tuple(f"{number} crowns" for number in range(20, 1000, 5)),
-    "length": tuple(f"{number} metres" for number in range(110, 990)),
-    "count": tuple(str(number) for number in range(110, 990)),
+    "length": tuple(f"{number} metres" for number in range(110, 990, 5)),
+    "count": tuple(str(number) for number in range(110, 990, 5)),
     "time": tuple(f"{hour}:{minute:02d}" for hour in range(1, 13) for minute in (0, 5, 10, 20, 25, 35, 40, 50, 55))
     + tuple(f"{part} {hour}" for part in ("half past", "quarter past", "quarter to") for hour in WORDS["hour"]),
 }
@@ -266,9 +266,6 @@ They do, {A}, for {amount}. I will pay for it.|Yes, {A}. It costs {amount} and I
 """
 SCENARIOS = tuple(tuple(block.splitlines()) for block in _SCENARIOS.strip().split("\n\n"))
 
-SIZES = ((2, 3), (2, 4), (3, 2), (4, 2))
-"""Entities of a paragraph, and facts told of each: the same ones of all, so that every answer has a distractor."""
-
 _SLOT = re.compile(r"\{(\w+?)(\d?)\}")
 _SPEAKER = re.compile(r"^[A-Z][a-z]+: ")
 
@@ -296,7 +293,7 @@ def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) ->
     rng = random.Random(seed)
     drawn = []
     for number in range(paragraphs):
-        context, asked, _ = _until(lambda: _paragraph(rng), lambda drawn: drawn.context, forbidden)
+        context, asked = _until(lambda: _paragraph(rng), lambda drawn: drawn[0], forbidden)
         qas = [
             {
                 "id": f"{seed}-{number}-{k}",
@@ -307,27 +304,6 @@ def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) ->
         ]
         drawn.append({"context": context, "qas": qas})
     return {"version": "1.1", "data": [{"title": "Made-up text", "paragraphs": drawn}]}
-
-
-def fact_rows(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
-    """For two entities of each paragraph all that is told of them: sources and targets, to train on.
-
-    A question teaches one choice between values; such a list teaches as many as it holds.
-
-    Args:
-        seed: of all draws.
-        paragraphs: their number.
-        forbidden: sentences that no paragraph may hold, as of `sentences`.
-    """
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(paragraphs):
-        context, _, told = _until(lambda: _paragraph(rng), lambda drawn: drawn.context, forbidden)
-        rows += [
-            {"source": f"question: What is told of {subject}? context: {context}", "target": ", ".join(values)}
-            for subject, values in rng.sample(sorted(told.items()), 2)
-        ]
-    return rows
 
 
 def samsum_rows(seed: int, dialogues: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
@@ -370,41 +346,35 @@ def _wording(rng: random.Random, wordings: str) -> str:
     return rng.choice(wordings.split("|"))
 
 
-class _Paragraph(NamedTuple):
-    context: str
-    asked: list[tuple[str, str]]  # questions and answers
-    told: dict[str, list[str]]  # of each entity, in the order of the context
-
-
-def _paragraph(rng: random.Random) -> _Paragraph | None:
-    """A paragraph; None where the draw is too long, too short or ambiguous."""
+def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
+    """A context with its questions and answers; None where the draw is too long, too short or ambiguous."""
     topic = rng.choice(TOPICS)
-    entities, number = rng.choice(SIZES)
-    facts = rng.sample(topic.facts, number)
+    facts = rng.sample(topic.facts, len(topic.facts))
+    half = len(facts) // 2
+    dealt = [facts[:half], facts[half:]]  # two entities share the facts out, so that an answer's kind says much;
+    if rng.random() < 0.2:
+        dealt[0] = [*dealt[0], dealt[1][0]]  # but now and then one is told of both
     used: set[str] = set()
-    names, values = [], []
-    for _ in range(entities):
-        names.append(_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name))
-        values.append({fact: _value(rng, fact.kind, used) for fact in facts})
-    told = list(itertools.product(range(entities), facts))
+    names = [_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name) for _ in dealt]
+    told = [
+        (name, fact, _value(rng, fact.kind, used)) for name, own in zip(names, dealt, strict=True) for fact in own
+    ]
     rng.shuffle(told)
 
     parts = []
     questions = []
-    by_subject: dict[str, list[str]] = {}
-    for i, fact in told:
-        subject, value = topic.article + names[i], values[i][fact]
-        by_subject.setdefault(subject, []).append(value)
+    for name, fact, value in told:
+        subject = topic.article + name
         part = f"{subject} {_wording(rng, fact.says).format(value)}."
         parts.append(part[0].upper() + part[1:])
-        if fact.inverse and rng.random() < 0.1:
-            questions.append((_wording(rng, fact.inverse).format(value), names[i]))
+        if fact.inverse and rng.random() < 0.04:
+            questions.append((_wording(rng, fact.inverse).format(value), name))
         else:
             questions.append((_wording(rng, fact.asks).format(subject), value))
     context = " ".join(parts)
     asked = rng.sample(questions, rng.choice((3, 4)))
     clear = all(context.count(answer) == 1 or answer in names for _, answer in asked)
-    return _Paragraph(context, asked, by_subject) if clear and 30 <= len(context.split()) <= 66 else None
+    return (context, asked) if clear and 25 <= len(context.split()) <= 60 else None
 
 
 def _dialogue(rng: random.Random) -> tuple[str, str] | None:

@@ -28,7 +28,7 @@ from dvp_jax.evaluation import prepare_workdir, write_whole
 from dvp_jax.t5.load import Model, load_model, save_model
 from dvp_jax.train.finetune import finetune
 from experiments.configs import finetune_demo
-from scripts.demo_text import fact_rows, samsum_rows, sentences, squad_json
+from scripts.demo_text import samsum_rows, sentences, squad_json
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/make_demo", "Where the texts and the training run go.")
 _OUTPUT = flags.DEFINE_string("output", "dvp_jax/demo", "Where model and test sets go.")
@@ -38,7 +38,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Go on with an interrupted training
 NUM_TEST = 200
 """Questions, and dialogues, in a test set."""
 
-SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 40_000, 70_000)}
+SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 40_000, 80_000)}
 """Seed, paragraphs and dialogues of each; the test set first, since the others must share no sentence with it."""
 
 
@@ -61,9 +61,6 @@ def write_texts(folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(folder / f"samsum_{split}.csv", [table.getvalue()])
-        if split == "train":
-            facts = fact_rows(4, paragraphs, frozenset(taken))
-            write_whole(folder / "facts_train.json", [json.dumps(facts, indent=1)])
 
 
 def first_questions(squad: dict, count: int) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dvp_jax.data import make_task
-from scripts.demo_text import COMPOSED, WORDS, fact_rows, samsum_rows, sentences, squad_json
+from scripts.demo_text import COMPOSED, WORDS, samsum_rows, sentences, squad_json
 
 _DIGEST = """
 import hashlib, json
@@ -62,8 +62,9 @@ def test_answers_stand_where_they_say_and_are_short(paragraphs):
             assert not re.search(rf"\b{answer['text']}\b", qa["question"])
 
 
-def test_every_answer_has_a_distractor_of_its_kind(paragraphs):
+def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs):
     kinds = [*COMPOSED, *(kind for kind in WORDS if kind != "product"), "product"]
+    distracted = []
     for paragraph in paragraphs[:500]:
         context = paragraph["context"]
         for qa in paragraph["qas"]:
@@ -73,16 +74,16 @@ def test_every_answer_has_a_distractor_of_its_kind(paragraphs):
             else:
                 kind = next(kind for kind in kinds if _of_kind(kind, text) == {text})
                 others = _of_kind(kind, context) - {text}
-            assert others, (context, qa)
+            distracted.append(bool(others))
+    assert 0.1 < sum(distracted) / len(distracted) < 0.2
 
 
-def test_lists_hold_what_is_told_of_one_entity_in_order():
-    for row in fact_rows(2, 300):
-        subject, context = re.fullmatch(r"question: What is told of (.+)\? context: (.+)", row["source"]).groups()
-        told = [unit for unit in sentences(context) if unit.lower().startswith(subject.lower() + " ")]
-        values = row["target"].split(", ")
-        assert 2 <= len(values) == len(told) < len(sentences(context))
-        assert all(value in unit for value, unit in zip(values, told, strict=True)), row
+def test_two_entities_share_the_facts_out(paragraphs):
+    for paragraph in paragraphs:
+        first_words = [re.sub(r"^the ", "", unit, flags=re.I).split()[:2] for unit in sentences(paragraph["context"])]
+        assert {2} >= {len(words) for words in first_words}
+        subjects = {words[0] if words[0] in WORDS["brand"] else " ".join(words) for words in first_words}
+        assert len(subjects) == 2 or "ship" in {words[0] for words in first_words}
 
 
 def test_forbidden_sentences_are_not_drawn():
@@ -121,8 +122,8 @@ def test_names_are_many_and_of_one_kind_only(paragraphs, rows):
 
 def test_lengths(paragraphs, rows):
     for paragraph in paragraphs:
-        assert 6 <= len(sentences(paragraph["context"])) <= 8
-        assert 30 <= len(paragraph["context"].split()) <= 66
+        assert 5 <= len(sentences(paragraph["context"])) <= 7
+        assert 25 <= len(paragraph["context"].split()) <= 60
     for row in rows:
         assert 4 <= len(sentences(row["dialogue"])) <= 6
         assert 35 <= len(row["dialogue"].split()) <= 60
