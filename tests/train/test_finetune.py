@@ -351,6 +351,18 @@ def test_a_trained_tokenizer_gives_the_texts_back(tokenizer):
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def test_a_number_is_the_same_piece_before_a_mark_as_within_a_text():
+    years = [str(year) for year in range(1901, 1921)]
+    texts = [
+        text for year in years for text in (f"it was in {year}. then", f"then {year} was it", f"({year}, it)")
+    ]
+    tokenizer = train_tokenizer(texts * 5, 60)
+    with_marks = [piece for piece in tokenizer.get_vocab() if "." in piece]
+    assert with_marks and not any(letter.isdigit() for piece in with_marks for letter in piece)
+    for year in years:
+        assert tokenizer.tokenize(f"in {year}.")[:-1] == tokenizer.tokenize(f"in {year}")
+
+
 def test_the_same_texts_train_the_same_tokenizer(tokenizer):
     again = train_tokenizer(list(TEXTS), 30)
     other = train_tokenizer([text.upper() for text in TEXTS], 30)
