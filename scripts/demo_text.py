@@ -98,10 +98,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     kind: tuple(words.split()) for kind, words in re.findall(r"(\w+): ([^:]+)(?:\n|$)", _LISTS)
 }
 WORDS |= {
-    "first": _names(_HEADS, _VOWELS, _FIRST, 1300),
-    "surname": _names(_HEADS, "al er or in un", _SURNAME, 2000),
-    "town": _names(_HEADS, "ar el il om ur", _TOWN, 1200),
-    "brand": _names(_HEADS, f"{_VOWELS} ei ou", "vane xa dex trix zar phon nova vis lux meda", 1000),
+    "first": _names(_HEADS, _VOWELS, _FIRST, 1000),
+    "surname": _names(_HEADS, "al er or in un", _SURNAME, 1500),
+    "town": _names(_HEADS, "ar el il om ur", _TOWN, 1000),
+    "brand": _names(_HEADS, f"{_VOWELS} ei ou", "vane xa dex trix zar phon nova vis lux meda", 800),
     "product": tuple(f"{word}s" for word in WORDS["object"]),
     "year": tuple(str(year) for year in range(1820, 2020)),
     "amount": tuple(f"{number} crowns" for number in range(20, 1000, 5)),
@@ -352,7 +352,7 @@ def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
     facts = rng.sample(topic.facts, len(topic.facts))
     half = len(facts) // 2
     dealt = [facts[:half], facts[half:]]  # two entities share the facts out, so that an answer's kind says much;
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         dealt[0] = [*dealt[0], dealt[1][0]]  # but now and then one is told of both
     used: set[str] = set()
     names = [_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name) for _ in dealt]
@@ -367,7 +367,7 @@ def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
         subject = topic.article + name
         part = f"{subject} {_wording(rng, fact.says).format(value)}."
         parts.append(part[0].upper() + part[1:])
-        if fact.inverse and rng.random() < 0.04:
+        if fact.inverse and rng.random() < 0.03:
             questions.append((_wording(rng, fact.inverse).format(value), name))
         else:
             questions.append((_wording(rng, fact.asks).format(subject), value))

@@ -24,7 +24,7 @@ MAX_TEXTS = 50_000
 
 
 _DIGIT_AND_MARK = re.compile(r"(?<=\d)(?=[^\w\s])|(?<=[^\w\s])(?=\d)")
-_APART = "\x1f"
+_APART = "\ue000"
 """Keeps a number and the mark after it apart in training, since to SentencePiece both are of one script: else 1901
 at the end of a sentence would be another piece than 1901 within."""
 

@@ -26,7 +26,7 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
 
     return finetuning(
         shape={
-            "vocab_size": 7000,
+            "vocab_size": 5500,
             "d_model": 128,
             "d_kv": 32,
             "d_ff": 512,
@@ -38,7 +38,7 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
         tasks=tasks("train"),
         validation_tasks=tasks("validation"),
         train={
-            "steps": 3200,
+            "steps": 3700,
             "batch_size": 32,
             "loss": "weighted",
             "optimizer": "adafactor",
