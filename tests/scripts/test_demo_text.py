@@ -65,7 +65,7 @@ def test_answers_stand_where_they_say_and_are_short(paragraphs):
 def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs):
     kinds = [*COMPOSED, *(kind for kind in WORDS if kind != "product"), "product"]
     distracted = []
-    for paragraph in paragraphs[:500]:
+    for paragraph in paragraphs:
         context = paragraph["context"]
         for qa in paragraph["qas"]:
             text = qa["answers"][0]["text"]
@@ -75,7 +75,7 @@ def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs
                 kind = next(kind for kind in kinds if _of_kind(kind, text) == {text})
                 others = _of_kind(kind, context) - {text}
             distracted.append(bool(others))
-    assert 0.1 < sum(distracted) / len(distracted) < 0.2
+    assert 0.08 < sum(distracted) / len(distracted) < 0.16
 
 
 def test_two_entities_share_the_facts_out(paragraphs):
