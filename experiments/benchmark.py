@@ -1,6 +1,6 @@
 """Milliseconds per token against the bound that memory sets, exits forced to given depths, in one process.
 
-    python -m experiments.benchmark --preset=readme --output=runs/benchmark
+    python -m experiments.benchmark --preset=readme --results=runs/benchmark
 
 Random weights of a published shape (or a checkpoint), so that speed is separated from a model's quality: the
 thresholds force each token to exit at the depth asked for. Cases run in turn, A B A B, and medians are reported.
@@ -143,7 +143,7 @@ _LOOPS = flags.DEFINE_list("layer_loops", "auto", "Loops over layers to compare.
 _SCREENS = flags.DEFINE_list("screens", "auto", "Ways to read the whole vocabulary to compare.")
 _PEERS = flags.DEFINE_boolean("peers", False, "Time other decoders too, where installed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds over all cases.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "A folder for results.json and the plots.")
+_RESULTS = flags.DEFINE_string("results", None, "A folder for results.json and the plots.")
 
 
 def exit_depths(case: Case, first: int, layers: int, new_tokens: int) -> np.ndarray:
@@ -368,8 +368,8 @@ def main() -> None:
         print("\n" + table(run, rows), flush=True)
         setting = {key: value for key, value in dataclasses.asdict(run).items() if key != "cases"}
         report["runs"].append({**setting, "rows": rows})
-    if _OUTPUT.value:
-        output = Path(_OUTPUT.value)
+    if _RESULTS.value:
+        output = Path(_RESULTS.value)
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         time_against_depth(report["runs"][0]["rows"], output / "time_against_depth.svg")

@@ -632,7 +632,7 @@ def test_generate_prints_the_text_and_the_exit_layer_of_each_token(checkpoint):
 def test_benchmark_forces_the_exits_it_names_and_writes_what_it_prints(checkpoint, tmp_path):
     run = launch(
         "benchmark", f"--shape={checkpoint.folder}", "--depths=2,4,0", "--new_tokens=6", "--source_length=5",
-        "--rounds=2", f"--output={tmp_path}", "--methods=full", "--methods=static", "--methods=dvp",
+        "--rounds=2", f"--results={tmp_path}", "--methods=full", "--methods=static", "--methods=dvp",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     report = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
