@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -32,6 +30,7 @@ from tqdm import tqdm
 from dvp_jax import launch
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import encode, lower_decode
+from dvp_jax.evaluation import prepare_workdir, write_whole
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.exits.traffic import bytes_per_token
 from dvp_jax.report.plots import confidence_against_vocabulary, time_against_depth
@@ -163,7 +162,7 @@ def read_bandwidth(megabytes: int = 1024, repeats: int = 7) -> float:
     """Bytes per second that a plain sum over a large array reads: the most that the device was seen to give."""
     best = 0.0
     if jax.default_backend() == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = peers.num_cores()
         parts = [np.ones(megabytes * 2**20 // 4 // cores, np.float32) for _ in range(cores)]
         size = sum(part.nbytes for part in parts)
         with ThreadPoolExecutor(cores) as pool:
@@ -193,6 +192,10 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[fl
     return seconds
 
 
+_checkpoint = lru_cache(maxsize=1)(load_model)
+"""A checkpoint is read once, for its depth and for timing."""
+
+
 def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
     """Times the cases of a run. Returns a row for each, and for each peer."""
     if run.shape in SHAPES:
@@ -202,12 +205,12 @@ def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
             config = dataclasses.replace(config, vocab_size=run.vocab_size)
         model = Model(config, init_params(config, jax.random.key(0), jnp.dtype(run.dtype)))
     else:
-        model = load_model(run.shape, run.dtype)
+        model = _checkpoint(run.shape, run.dtype)
         config = dataclasses.replace(model.config, eos_token_id=-1)
         model = dataclasses.replace(model, config=config)
     layers = config.num_decoder_layers
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (run.batch, run.source_length))
-    encoded = encode(model, ids, np.ones_like(ids))
+    encoded = jax.block_until_ready(encode(model, ids, np.ones_like(ids)))
     start = time.perf_counter()
     jax.block_until_ready(encode(model, ids, np.ones_like(ids)))
     encoder_ms = 1e3 * (time.perf_counter() - start)
@@ -260,17 +263,13 @@ def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
 
     failed: list[dict[str, Any]] = []
     if run.peers:
-        for name, peer in peers.peers(model, ids, run.new_tokens).items():
-            if isinstance(peer, str):
-                failed.append({"method": name, "error": peer})
+        full = next((name for name, row in rows.items() if row["method"] == "full"), None)
+        ours = np.asarray(calls[full]().tokens) if full else None
+        for name, found in peers.peers(model, ids, run.new_tokens).items():
+            if isinstance(found, str):
+                failed.append({"method": name, "error": found})
                 continue
-            try:
-                tokens = peer.decode()
-            except Exception as error:  # another project's failure is a line of the report
-                failed.append({"method": name, "error": f"{type(error).__name__}: {str(error)[:200]}"})
-                continue
-            full = next((name for name, row in rows.items() if row["method"] == "full"), None)
-            ours = np.asarray(calls[full]().tokens) if full else None
+            peer, tokens = found
             rows[name] = {"method": name, "depth": layers, "mean_depth": float(layers)}
             if ours is not None:
                 rows[name]["tokens_as_full"] = float(np.mean(ours == np.asarray(tokens)))
@@ -332,7 +331,7 @@ def main() -> None:
         runs = PRESETS[_PRESET.value]
     else:
         layers = SHAPES[_SHAPE.value].num_decoder_layers if _SHAPE.value in SHAPES else None
-        layers = layers or load_model(_SHAPE.value).config.num_decoder_layers
+        layers = layers or _checkpoint(_SHAPE.value, _DTYPE.value).config.num_decoder_layers
         depths = [int(depth) for depth in _DEPTHS.value or (layers, layers // 2, layers // 4)]
         if not all(depth == SPREAD or 2 <= depth <= layers for depth in depths):
             raise ValueError(f"depths is {depths}; allowed: from 2 to {layers}, or {SPREAD} for a spread")
@@ -355,6 +354,7 @@ def main() -> None:
             ),
         )
 
+    output = prepare_workdir(_RESULTS.value) if _RESULTS.value else None
     bandwidth = read_bandwidth()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, reads {bandwidth / 1e9:.1f} GB/s")
     report: dict[str, Any] = {
@@ -368,10 +368,8 @@ def main() -> None:
         print("\n" + table(run, rows), flush=True)
         setting = {key: value for key, value in dataclasses.asdict(run).items() if key != "cases"}
         report["runs"].append({**setting, "rows": rows})
-    if _RESULTS.value:
-        output = Path(_RESULTS.value)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if output:
+        write_whole(output / "results.json", [json.dumps(report, indent=2) + "\n"])
         time_against_depth(report["runs"][0]["rows"], output / "time_against_depth.svg")
         if any(run["vocab_size"] for run in report["runs"]):
             confidence_against_vocabulary(report["runs"], output / "confidence_against_vocabulary.svg")

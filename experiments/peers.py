@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -36,8 +37,13 @@ class Peer:
     encode: Callable[[], Any]
 
 
-def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool) -> Peer:
-    """Hugging Face's `generate`: eager, or with a static cache and `torch.compile`.
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytorch_model(model: Model) -> Any:
+    """The same weights in Hugging Face's PyTorch, float32.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -52,6 +58,18 @@ def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool)
     missing, unexpected = peer.load_state_dict(weights, strict=False)
     assert not unexpected and all("embed_tokens" in name or name == "lm_head.weight" for name in missing)
     peer.tie_weights()
+    return peer
+
+
+def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool) -> Peer:
+    """Hugging Face's `generate`: eager, or with a static cache and `torch.compile`.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+    """
+    import torch
+
+    peer = pytorch_model(model)
     peer = peer.to(torch.bfloat16 if model.params["shared"].dtype == jnp.bfloat16 else torch.float32)
     source = torch.tensor(ids).long()
     encoded = peer.encoder(input_ids=source)
@@ -88,22 +106,13 @@ def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: st
     Raises:
         ImportError: CTranslate2 or PyTorch is not installed.
     """
-    import os
-
     import ctranslate2 as ct2
-    import torch
     import transformers
     from tokenizers import Tokenizer, models
 
     source = folder / "hugging_face"
     if not source.exists():
-        config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
-        peer = transformers.T5ForConditionalGeneration(config)
-        tensors = hugging_face_tensors(model.config, model.params)
-        weights = {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
-        peer.load_state_dict(weights, strict=False)
-        peer.tie_weights()
-        peer.save_pretrained(source)
+        pytorch_model(model).save_pretrained(source)
         names = {f"<{index}>": index for index in range(model.config.vocab_size)}
         tokenizer = Tokenizer(models.WordLevel(names, unk_token="<2>"))
         transformers.PreTrainedTokenizerFast(
@@ -112,8 +121,7 @@ def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: st
     target = folder / compute_type
     ct2.converters.TransformersConverter(str(source)).convert(str(target), quantization=compute_type)
     vocabulary = json.loads((target / "shared_vocabulary.json").read_text(encoding="utf-8"))
-    cores = len(os.sched_getaffinity(0))
-    translator = ct2.Translator(str(target), compute_type=compute_type, intra_threads=cores)
+    translator = ct2.Translator(str(target), compute_type=compute_type, intra_threads=num_cores())
     number = {name: index for index, name in enumerate(vocabulary)}
     rows = [[vocabulary[token] for token in row] for row in ids.tolist()]
 
@@ -126,19 +134,20 @@ def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: st
     return Peer(lambda: run(new_tokens), lambda: run(1))
 
 
-def peers(model: Model, ids: np.ndarray, new_tokens: int) -> dict[str, Peer | str]:
-    """All peers on these weights; of one that cannot run, why."""
-    out: dict[str, Peer | str] = {}
-    folder = Path(tempfile.mkdtemp())
-    makers: dict[str, Callable[[], Peer]] = {
-        "Hugging Face eager": partial(hugging_face, model, ids, new_tokens, compiled=False),
-        "Hugging Face compiled": partial(hugging_face, model, ids, new_tokens, compiled=True),
+def peers(model: Model, ids: np.ndarray, new_tokens: int) -> dict[str, tuple[Peer, list[list[int]]] | str]:
+    """All peers on these weights, with the tokens that each generates; of one that cannot run, why."""
+    makers: dict[str, Callable[[Path], Peer]] = {
+        "Hugging Face eager": lambda folder: hugging_face(model, ids, new_tokens, compiled=False),
+        "Hugging Face compiled": lambda folder: hugging_face(model, ids, new_tokens, compiled=True),
     }
     for kind in CTRANSLATE2_TYPES:
-        makers[f"CTranslate2 {kind}"] = partial(ctranslate2, model, ids, new_tokens, kind, folder)
-    for name, make in makers.items():
-        try:
-            out[name] = make()
-        except Exception as error:
-            out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        makers[f"CTranslate2 {kind}"] = partial(ctranslate2, model, ids, new_tokens, kind)
+    out: dict[str, tuple[Peer, list[list[int]]] | str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in makers.items():
+            try:
+                peer = make(Path(folder))
+                out[name] = peer, peer.decode()
+            except Exception as error:  # another project's failure is a line of the report
+                out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return out

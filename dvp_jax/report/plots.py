@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -14,20 +18,16 @@ def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> Non
         curves: accuracies in [0, 1] at the depths 1..L, under the name of each curve.
         path: of the SVG.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes()
     for name, accuracies in curves.items():
         axes.plot(
             range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker="o", label=name
         )
     axes.set(xlabel="depth (decoder layers run)", ylabel="teacher-forced accuracy of the next token, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})  # the same curves give the same file
+    _save(figure, path)
 
 
 def time_against_depth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -37,10 +37,7 @@ def time_against_depth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: of one run of experiments.benchmark.
         path: of the SVG.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes()
     ours = sorted((row for row in rows if row.get("bound_ms") and row["depth"]), key=lambda row: row["depth"])
     for index, method in enumerate(dict.fromkeys(row["method"] for row in ours)):
         curve = [row for row in ours if row["method"] == method]
@@ -49,9 +46,7 @@ def time_against_depth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.plot(depths, [row["bound_ms"] for row in curve], linestyle="--", marker=".", color=colour, alpha=0.6)
     axes.plot([], [], linestyle="--", color="grey", label="bytes / bandwidth")
     axes.set(xlabel="exit depth (decoder layers run)", ylabel="ms per token", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    _save(figure, path)
 
 
 def confidence_against_vocabulary(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -61,19 +56,28 @@ def confidence_against_vocabulary(runs: Sequence[Mapping[str, Any]], path: Path)
         runs: of experiments.benchmark; those with a vocab_size are drawn.
         path: of the SVG.
     """
-    from matplotlib.figure import Figure
-
     curves: dict[str, list[tuple[int, float]]] = {}
     for run in runs:
         if run["vocab_size"]:
             times = {row["method"]: row["ms_per_token"] for row in run["rows"]}
             for method in ("calm", "dvp"):
                 curves.setdefault(method, []).append((run["vocab_size"], times[method] - times["static"]))
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes()
     for method, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=method)
     axes.set(xscale="log", xlabel="vocabulary size", ylabel="ms per token beyond static exit at the same depth")
+    _save(figure, path)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.axes[0].legend()
+    figure.savefig(path, metadata={"Date": None})  # the same curves give the same file

@@ -62,7 +62,8 @@ def test_answers_stand_where_they_say_and_are_short(paragraphs):
             assert not re.search(rf"\b{answer['text']}\b", qa["question"])
 
 
-def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs):
+def with_distractor(paragraphs: list[dict[str, Any]]) -> list[bool]:
+    """For each question whether its paragraph holds something else of the answer's kind."""
     kinds = [*COMPOSED, *(kind for kind in WORDS if kind != "product"), "product"]
     distracted = []
     for paragraph in paragraphs:
@@ -75,7 +76,20 @@ def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs
                 kind = next(kind for kind in kinds if _of_kind(kind, text) == {text})
                 others = _of_kind(kind, context) - {text}
             distracted.append(bool(others))
+    return distracted
+
+
+def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs):
+    distracted = with_distractor(paragraphs)
     assert 0.08 < sum(distracted) / len(distracted) < 0.16
+
+
+def test_the_readme_counts_the_distractors_of_the_shipped_questions():
+    root = Path(__file__).parents[2]
+    shipped = json.loads((root / "dvp_jax" / "demo" / "squad_test.json").read_text(encoding="utf-8"))
+    distracted = with_distractor(shipped["data"][0]["paragraphs"])
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"for {sum(distracted)} of the {len(distracted)} alone the paragraph holds something else" in readme
 
 
 def test_two_entities_share_the_facts_out(paragraphs):
