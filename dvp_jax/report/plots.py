@@ -79,5 +79,8 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    import matplotlib
+
     figure.axes[0].legend()
-    figure.savefig(path, metadata={"Date": None})  # the same curves give the same file
+    with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same curves give the same file
+        figure.savefig(path, metadata={"Date": None})
