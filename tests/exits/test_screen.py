@@ -89,6 +89,7 @@ def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
 def test_a_row_of_zeros_has_a_copy():
     screen = make_screen(jnp.zeros((3, D)))
     assert np.isfinite(screen.scale).all() and not np.asarray(screen.rows).any()
+    assert not np.asarray(screen.error).any()
 
 
 @pytest.mark.parametrize("method", ["full", "calm", "dvp"])
