@@ -105,7 +105,8 @@ def rows_logits(
 def make_screen(weight: Float[Array, "vocab d_model"]) -> Screen:
     """The int8 copy of W: symmetric, with a scale for each row."""
     rows = weight.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(rows), axis=1), jnp.finfo(jnp.float32).tiny) / 127.0
+    largest = jnp.max(jnp.abs(rows), axis=1)
+    scale = jnp.where(largest > 0.0, largest, 1.0) / 127.0  # a row of zeros has any
     rounded = jnp.round(rows / scale[:, None])
     error = jnp.linalg.norm(rows - rounded * scale[:, None], axis=1) + 1e-5 * jnp.linalg.norm(rows, axis=1)
     filled = jnp.pad(rounded.astype(jnp.int8), ((0, -len(weight) % math.prod(_BLOCK)), (0, 0)))
