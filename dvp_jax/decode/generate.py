@@ -176,7 +176,7 @@ def lower_decode(
 def _arguments(
     model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None
 ) -> tuple[Structure, Params, Encoded, Array]:
-    policy = _policy(model, cfg)
+    policy = decode_policy(model, cfg)
     num_layers = model.config.num_decoder_layers
     if thresholds is None:
         thresholds = threshold_schedule(cfg.threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
@@ -193,7 +193,7 @@ def _arguments(
     return structure, params, encoded, thresholds
 
 
-def _policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
+def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
     """The exit policy of cfg on a model.
 
     Raises:
@@ -224,7 +224,7 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
         ValueError: cfg does not fit the model; wrong shapes or dtypes, ids outside the vocabulary, a row
             that is all padding.
     """
-    _policy(model, cfg)  # before the encoder's time is spent
+    decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
     rows = np.shape(input_ids)[0]
     return jax.tree.map(lambda x: np.asarray(x)[:rows], decode(model, encoded, cfg))
