@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -30,6 +28,7 @@ from dvp_jax.decode.generate import (
 )
 from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
 from dvp_jax.exits.policy import CALM, DVP
+from dvp_jax.files import write_whole
 from dvp_jax.t5.load import Model
 
 
@@ -219,22 +218,6 @@ def _describe(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{label} {row[name]}" for name, label in short.items() if row[name] is not None)
 
 
-def prepare_workdir(workdir: str | Path) -> Path:
-    """Makes the folder, and checks that it can be written before any work is done.
-
-    Raises:
-        OSError: it cannot be made or written.
-    """
-    workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    return workdir
-
-
 def write_results(
     workdir: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -263,16 +246,3 @@ def write_results(
     lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
     write_whole(workdir / "predictions.jsonl", lines)
     write_whole(workdir / "results.json", [json.dumps(results, indent=2, ensure_ascii=False) + "\n"])
-
-
-def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

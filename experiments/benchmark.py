@@ -30,9 +30,9 @@ from tqdm import tqdm
 from dvp_jax import launch
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import encode, lower_decode
-from dvp_jax.evaluation import prepare_workdir, write_whole
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.exits.traffic import bytes_per_token
+from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.report.plots import confidence_against_vocabulary, time_against_depth
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model, load_model

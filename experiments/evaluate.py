@@ -14,7 +14,8 @@ from ml_collections import config_flags
 
 from dvp_jax import launch
 from dvp_jax.data import make_task
-from dvp_jax.evaluation import evaluate, make_methods, prepare_workdir, results_table, write_results
+from dvp_jax.evaluation import evaluate, make_methods, results_table, write_results
+from dvp_jax.files import prepare_workdir
 from dvp_jax.t5.load import load_model
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")

@@ -10,7 +10,7 @@ from typing import Any
 from flax import traverse_util
 
 from dvp_jax.data import make_task
-from dvp_jax.evaluation import prepare_workdir, write_whole
+from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model
 from dvp_jax.train.batches import batches_of

@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from dvp_jax.evaluation import write_whole
+from dvp_jax.files import write_whole
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import DTYPES
 from dvp_jax.t5.load import Model

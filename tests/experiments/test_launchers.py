@@ -25,7 +25,8 @@ import dvp_jax
 import dvp_jax.check
 from dvp_jax.data import Example, make_task
 from dvp_jax.decode.generate import Decoded
-from dvp_jax.evaluation import evaluate, make_methods, prepare_workdir, results_table, write_results, write_whole
+from dvp_jax.evaluation import evaluate, make_methods, results_table, write_results
+from dvp_jax.files import prepare_workdir, write_whole
 from tests.models import random_model, save
 from tests.reference import reference_decode
 
