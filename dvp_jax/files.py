@@ -1,11 +1,15 @@
-"""Where results go: folders checked before any work, files that are whole or not there."""
+"""Where results go: folders that one process owns, files that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def prepare_workdir(workdir: str | Path) -> Path:
@@ -24,6 +28,28 @@ def prepare_workdir(workdir: str | Path) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def own_workdir(workdir: str | Path) -> Iterator[Path]:
+    """`prepare_workdir`, and no other process may own the folder meanwhile.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Raises:
+        OSError: it cannot be made or written, or another process owns it.
+    """
+    folder = prepare_workdir(workdir)
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise OSError(f"workdir {folder} is in use by process {lock.read() or '?'}; allowed: one") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield folder
+
+
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a text file that appears under its name only when it is complete."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -35,3 +61,13 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as readable JSON."""
+    write_whole(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """`write_whole` of a value a line."""
+    write_whole(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))
