@@ -374,7 +374,9 @@ def test_arrow_keys_move_between_tokens_and_the_panel_follows(open_report):
 
 def test_the_tab_key_stops_once_at_each_run_where_it_was_left(open_report):
     page = open_report([make_trace()])
-    tokens(page).nth(0).focus()
+    page.locator("select[data-field=method]").nth(1).focus()
+    page.keyboard.press("Shift+Tab")
+    assert focused(page) == "in, exit layer 2 of 4"
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.dataset.field") == "method"
@@ -505,6 +507,16 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(open_report):
     page = open_report([make_trace(pieces=[long_word] * 3, prompt=long_word, settings=long_word)], width=360)
     tokens(page).nth(0).focus()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_on_a_narrow_screen_the_panel_does_not_cover_the_token_it_shows(open_report):
+    page = open_report([make_trace(pieces=["▁word"] * 100, exit_layers=[24] * 100, num_layers=24)], width=360)
+    tokens(page).nth(0).focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+        token, panel = page.locator(".shown").bounding_box(), page.locator("#panel").bounding_box()
+        assert 0 <= token["y"] <= panel["y"] - token["height"]
+        assert panel["y"] + panel["height"] <= 900
 
 
 def test_plots_are_drawn(open_report):
