@@ -22,9 +22,9 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
     first = subprocess.Popen([sys.executable, "-c", OWN, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "mine\n"
-        with pytest.raises(OSError, match=f"workdir {tmp_path} is in use by process {first.pid}; allowed: one"):
-            with own_workdir(tmp_path):
-                pass
+        message = f"workdir {tmp_path} is in use by process {first.pid}; allowed: one"
+        with pytest.raises(OSError, match=message), own_workdir(tmp_path):
+            pass
         second = subprocess.run(
             [sys.executable, "-c", OWN, str(tmp_path)], capture_output=True, text=True, timeout=30
         )

@@ -63,11 +63,12 @@ def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
     good = [cell for cell in cells if quality(cell) >= aim - loss]
     best = min(good, key=work)
     metric, whom = next(iter(best["metric"])), "the full model" if full else "the best cell"
+    name = ", ".join(filter(None, (best["method"], describe(best))))
     return (
         f"{len(good)} of {len(cells)} cells are within {loss:g} of {whom}'s {metric}, {aim:.2f}. Of them the fewest "
-        f"FLOPs (decoder layers and unembedding) takes {', '.join(filter(None, (best['method'], describe(best))))}: "
-        f"{metric} {quality(best):.2f}, mean exit {best['mean_exit_layer']:.2f} of {best['num_layers']}, "
-        f"{best['ms_per_token']:.2f} ms a token. That is seen on these texts, and no guarantee for others."
+        f"FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
+        f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is seen on "
+        "these texts, and no guarantee for others."
     )
 
 

@@ -32,6 +32,11 @@ def evaluation(
     )
 
 
+def paper(task: str, model: str) -> ConfigDict:
+    """The paper's settings: full, calm and dvp at p = 2 with K = 64 and 512, threshold 0.9 (DVP, experiments)."""
+    return evaluation(model=model, tasks={task: {"path": None}}, threshold=0.9, prune_sizes=(64, 512))
+
+
 def sweep(evaluated: ConfigDict, grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> ConfigDict:
     """A grid of settings over the model and tasks of an evaluation.
 
