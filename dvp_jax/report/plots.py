@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dvp_jax.report.pareto import pareto_frontier
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,15 +20,13 @@ def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> Non
         curves: accuracies in [0, 1] at the depths 1..L, under the name of each curve.
         path: of the SVG.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _axes()
     for name, accuracies in curves.items():
         axes.plot(
             range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker="o", label=name
         )
-    axes.set(xlabel="depth (decoder layers run)", ylabel="teacher-forced accuracy of the next token, %")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=_DEPTH, ylabel="teacher-forced accuracy of the next token, %")
+    _whole_numbers(axes)
     _save(figure, path)
 
 
@@ -69,18 +69,221 @@ def confidence_against_vocabulary(runs: Sequence[Mapping[str, Any]], path: Path)
     _save(figure, path)
 
 
-def _axes() -> tuple[Figure, Axes]:
+def rank_boxes(report: Mapping[str, Any], path: Path) -> None:
+    """Draws the rank of the full model's choice at each depth: quartiles, and whiskers from 5 to 95 %.
+
+    Args:
+        report: of analysis.ranks.
+        path: of the SVG.
+    """
+    figure, axes = _axes()
+    names = {"whislo": "5", "q1": "25", "med": "50", "q3": "75", "whishi": "95"}
+    depths = report["depths"]
+    boxes = [{key: depth["rank_percentiles"][name] for key, name in names.items()} for depth in depths]
+    axes.bxp(boxes, positions=[depth["depth"] for depth in depths], showfliers=False)
+    axes.set(xlabel=_DEPTH, ylabel="rank of the full model's choice (1 the likeliest)", yscale="log")
+    axes.set_ylim(0.8, report["sizes"][-1])
+    _save(figure, path)
+
+
+def coverage_per_size(report: Mapping[str, Any], path: Path) -> None:
+    """Draws how many of the full model's choices the K likeliest tokens of each depth hold.
+
+    Args:
+        report: of analysis.ranks.
+        path: of the SVG.
+    """
+    import matplotlib
+
+    figure, axes = _axes()
+    shades = matplotlib.colormaps["viridis"].resampled(len(report["depths"]))
+    for index, depth in enumerate(report["depths"]):
+        shares = [100 * share for share in depth["coverage"]]
+        axes.plot(report["sizes"], shares, marker=".", color=shades(index), label=f"depth {depth['depth']}")
+    axes.set(xscale="log", xlabel="K (tokens kept)", ylabel="tokens whose choice is kept, %")
+    _save(figure, path)
+
+
+def agreement_per_depth(report: Mapping[str, Any], path: Path) -> None:
+    """Draws the mean confidence of each depth, and how often its own choice is the full model's.
+
+    Args:
+        report: of analysis.ranks.
+        path: of the SVG.
+    """
+    figure, axes = _axes()
+    depths = [depth["depth"] for depth in report["depths"]]
+    for field, label in (("agreement", "agrees with the full model"), ("confidence", "mean confidence")):
+        axes.plot(depths, [depth[field] for depth in report["depths"]], marker="o", label=label)
+    axes.set(xlabel=_DEPTH, ylabel="share of tokens, or confidence", ylim=(0, 1.02))
+    _whole_numbers(axes)
+    _save(figure, path)
+
+
+def failure_rates(report: Mapping[str, Any], path: Path) -> None:
+    """Draws the share of tokens whose choice was pruned away, with its interval, for each group of tokens.
+
+    Args:
+        report: of analysis.failures.
+        path: of the SVG.
+    """
+    rates = report["rates"]
+    figure, axes = _axes(height=1 + 0.22 * len(rates))
+    labels = [row["group"] if row["by"] == "all" else f"{row['by']}: {row['group']}" for row in rates]
+    for place, row in enumerate(rates):
+        low, middle, high = (100 * row[end] for end in ("low", "rate", "high"))
+        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=3)
+    axes.set_yticks(range(len(rates)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel="tokens whose choice is not kept, %, with 95 % intervals", xlim=(0, None))
+    _save(figure, path)
+
+
+def reliability_diagrams(report: Mapping[str, Any], target: str, path: Path) -> None:
+    """Draws accuracy against confidence: a column a depth, the whole vocabulary above the pruned one.
+
+    Args:
+        report: of analysis.calibration.
+        target: what a token must agree with, "full model" or "reference".
+        path: of the SVG.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    rows = {(row["vocabulary"], row["depth"]): row for row in report["reliability"] if row["target"] == target}
+    depths = _spread(sorted({depth for _, depth in rows}), most=8)
+    figure = Figure(figsize=(1.7 * len(depths) + 0.6, 4.2), layout="constrained")
+    grid = figure.subplots(2, len(depths), sharex=True, sharey=True, squeeze=False)
+    for line, vocabulary in zip(grid, ("whole", "pruned"), strict=True):
+        for axes, depth in zip(line, depths, strict=True):
+            row = rows[vocabulary, depth]
+            held = [each for each in row["bins"] if each["tokens"]]
+            most = max(each["tokens"] for each in held)
+            axes.plot([0, 1], [0, 1], linestyle="--", color="grey", linewidth=0.8)
+            axes.plot([each["confidence"] for each in held], [each["accuracy"] for each in held], color="C0")
+            axes.scatter(  # the more tokens in a bin, the larger its point
+                [each["confidence"] for each in held],
+                [each["accuracy"] for each in held],
+                s=[4 + 60 * each["tokens"] / most for each in held],
+            )
+            axes.set_title(f"depth {depth}, {vocabulary}\nECE {row['ece']:.3f}", fontsize=8)
+            axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    figure.supxlabel("confidence", fontsize=9)
+    figure.supylabel(f"agreement with the {target}", fontsize=9)
+    _save(figure, path)
+
+
+def vocabulary_scaling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the time and the FLOPs of confidence against vocabulary size, a line a method.
+
+    Args:
+        rows: of experiments.vocab_scaling.
+        path: of the SVG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    time, flops = figure.subplots(1, 2)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        curve = sorted((row for row in rows if row["method"] == method), key=lambda row: row["vocab_size"])
+        sizes = [row["vocab_size"] for row in curve]
+        time.plot(sizes, [row["confidence_ms_per_token"] for row in curve], marker="o", label=method)
+        flops.plot(sizes, [row["confidence_flops_per_token"] for row in curve], marker="o", label=method)
+    for axes, quantity in ((time, "ms"), (flops, "FLOPs")):
+        axes.set(xscale="log", xlabel="vocabulary size", ylabel=f"{quantity} of confidence per token")
+        axes.grid(alpha=0.3)
+    flops.set_yscale("log")
+    _save(figure, path)
+
+
+def quality_against_cost(
+    points: Sequence[Mapping[str, Any]], path: Path, *, cost: str = "cost", quality: str = "quality"
+) -> None:
+    """Draws quality against cost, a colour a method, with the Pareto frontier drawn and labelled.
+
+    Args:
+        points: each with "label", "method", "cost" and "quality"; at least one.
+        path: of the SVG.
+        cost: what is paid, with its unit.
+        quality: what is got, with its unit.
+    """
+    figure, axes = _axes()
+    for method in dict.fromkeys(point["method"] for point in points):
+        mine = [point for point in points if point["method"] == method]
+        axes.scatter([point["cost"] for point in mine], [point["quality"] for point in mine], label=method)
+    best = pareto_frontier([point["cost"] for point in points], [point["quality"] for point in points])
+    frontier = [points[index] for index in best]
+    axes.plot(
+        [point["cost"] for point in frontier],
+        [point["quality"] for point in frontier],
+        drawstyle="steps-post",  # what costs less than the next point can do no better than the last
+        color="grey",
+        linewidth=0.8,
+        zorder=0,
+        label="Pareto frontier",
+    )
+    for point in frontier:
+        place = (point["cost"], point["quality"])
+        axes.annotate(point["label"], place, (4, -9), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=cost, ylabel=quality)
+    _save(figure, path)
+
+
+def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str = "") -> None:
+    """Draws one figure for every p and K, written into its cell; cells without one stay white.
+
+    Args:
+        values: under (p, K), at least one.
+        path: of the SVG.
+        label: what the values are.
+    """
+    layers = sorted({layer for layer, _ in values})
+    sizes = sorted({size for _, size in values})
+    figure, axes = _axes(width=1.6 + 0.75 * len(sizes), height=1.4 + 0.4 * len(layers))
+    cells = [[values.get((layer, size), float("nan")) for size in sizes] for layer in layers]
+    image = axes.imshow(cells, aspect="auto")
+    middle = (min(values.values()) + max(values.values())) / 2
+    for (layer, size), value in values.items():
+        place = sizes.index(size), layers.index(layer)
+        dark = value <= middle
+        axes.text(*place, f"{value:.4g}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+    axes.set_xticks(range(len(sizes)), map(str, sizes))
+    axes.set_yticks(range(len(layers)), map(str, layers))
+    axes.set(xlabel="K (tokens kept)", ylabel="p (depth of pruning)")
+    axes.grid(False)
+    figure.colorbar(image, label=label)
+    _save(figure, path)
+
+
+_DEPTH = "depth (decoder layers run)"
+
+
+def _axes(width: float = 6, height: float = 4) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
 
 
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks of depth fall on depths."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _spread(values: list[int], most: int) -> list[int]:
+    """At most `most` of the values, evenly spread, first and last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
+
+
 def _save(figure: Figure, path: Path) -> None:
     import matplotlib
 
-    figure.axes[0].legend()
+    if figure.axes[0].get_legend_handles_labels()[1]:
+        figure.axes[0].legend()
     with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same curves give the same file
         figure.savefig(path, metadata={"Date": None})
