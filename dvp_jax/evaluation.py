@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dvp_jax.data import make_task
 from dvp_jax.data.task import Example, Task
+from dvp_jax.data.tokens import source_batches
 from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.decode.generate import (
     GeneratedText,
@@ -28,8 +28,8 @@ from dvp_jax.decode.generate import (
 )
 from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
 from dvp_jax.exits.policy import CALM, DVP
-from dvp_jax.files import write_whole
-from dvp_jax.t5.load import Model
+from dvp_jax.files import prepare_workdir, write_json, write_whole
+from dvp_jax.t5.load import Model, load_model
 
 
 @dataclasses.dataclass
@@ -99,10 +99,7 @@ def evaluate(
 
     ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
     lengths = mask.sum(axis=1)
-    batches = []
-    for start in range(0, len(examples), batch_size):
-        longest = lengths[start : start + batch_size].max()
-        batches.append(tuple(x[start : start + batch_size, :longest] for x in (ids, mask)))
+    batches = [source for _, *source in source_batches(ids, mask, batch_size)]
     shapes = {(batch_bucket(len(ids)), source_bucket(ids.shape[1])): (ids, mask) for ids, mask in batches}
     for source in tqdm(shapes.values(), desc="compiling", unit="shape"):
         encoded = encode(model, *source)
@@ -218,6 +215,43 @@ def _describe(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{label} {row[name]}" for name, label in short.items() if row[name] is not None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What an evaluation config names, checked and loaded."""
+
+    workdir: Path
+    model: Model
+    tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
+
+
+def set_up(config: Any, workdir: str | Path, *, only: str | None = None) -> Setup:
+    """Checks an evaluation config and the folder for its results, and only then loads the model.
+
+    Args:
+        config: as experiments/configs/common.evaluation makes it: model, dtype, tasks and methods are read.
+        workdir: made if it is not there.
+        only: leaves out settings of other methods than this one; None for all of them.
+
+    Raises:
+        ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
+            asked for, a bad checkpoint.
+        OSError: workdir cannot be made or written.
+    """
+    if not config.model:
+        raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    folder = prepare_workdir(workdir)
+    tasks = [make_task(name, **fields) for name, fields in config.tasks.items()]
+    methods = [make_methods(config.methods, task.max_new_tokens) for task in tasks]
+    if only is not None:
+        methods = [{name: cfg for name, cfg in ways.items() if cfg.method == only} for ways in methods]
+        if not all(methods):
+            raise ValueError(
+                f"config.methods has {', '.join(config.methods)}, none of method {only!r}; allowed: one"
+            )
+    model = load_model(config.model, config.dtype, progress=True)
+    return Setup(folder, model, list(zip(tasks, methods, strict=True)))
+
+
 def write_results(
     workdir: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -235,14 +269,6 @@ def write_results(
         model: name of the checkpoint.
         config: what was run, as JSON.
     """
-    packages = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")
-    results = {
-        "rows": rows,
-        "model": model,
-        "config": config,
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-    }
     lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
     write_whole(workdir / "predictions.jsonl", lines)
-    write_whole(workdir / "results.json", [json.dumps(results, indent=2, ensure_ascii=False) + "\n"])
+    write_json(workdir / "results.json", {"rows": rows}, model=model, config=config)

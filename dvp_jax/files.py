@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import jax
 
 
 def prepare_workdir(workdir: str | Path) -> Path:
@@ -35,3 +41,26 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, model: str | None, config: Mapping[str, Any]) -> None:
+    """Writes a data file whole or not at all, with what it was made from.
+
+    Args:
+        path: of the file.
+        content: what was found, as JSON.
+        model: name of the checkpoint, if there is one.
+        config: what was run, as JSON.
+
+    Raises:
+        ValueError: content holds NaN or an infinity, which JSON does not have.
+    """
+    packages = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")
+    made_from = {
+        "model": model,
+        "config": config,
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "device": jax.devices()[0].device_kind,
+    }
+    text = json.dumps({**content, **made_from}, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, [text + "\n"])

@@ -13,10 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.data import make_task
-from dvp_jax.evaluation import evaluate, make_methods, results_table, write_results
-from dvp_jax.files import prepare_workdir
-from dvp_jax.t5.load import load_model
+from dvp_jax.evaluation import evaluate, results_table, set_up, write_results
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and predictions.jsonl go.", required=True)
@@ -25,18 +22,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and predicti
 def main() -> None:
     """Runs the evaluation that the flags describe."""
     config = _CONFIG.value
-    if not config.model:
-        raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
-    workdir = prepare_workdir(_WORKDIR.value)
-    tasks = [make_task(name, **fields) for name, fields in config.tasks.items()]
-    methods = [make_methods(config.methods, task.max_new_tokens) for task in tasks]
-    model = load_model(config.model, config.dtype, progress=True)
+    setup = set_up(config, _WORKDIR.value)
     rows, predictions = [], []
-    for task, ways in zip(tasks, methods, strict=True):
-        of_task = evaluate(model, task, ways, batch_size=config.batch_size, limit=config.limit)
+    for task, methods in setup.tasks:
+        of_task = evaluate(setup.model, task, methods, batch_size=config.batch_size, limit=config.limit)
         rows += of_task[0]
         predictions += of_task[1]
-    write_results(workdir, rows, predictions, model=config.model, config=config.to_dict())
+    write_results(setup.workdir, rows, predictions, model=config.model, config=config.to_dict())
     print(results_table(rows))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,17 @@ def pad_rows(
         ids[index, : len(row)] = row
         mask[index, : len(row)] = True
     return ids, mask
+
+
+def source_batches(
+    ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"], batch_size: int
+) -> Iterator[tuple[slice, Int[np.ndarray, "batch longest"], Bool[np.ndarray, "batch longest"]]]:
+    """Batches of right-padded rows, in order: which rows, and their ids and mask up to the longest of them."""
+    lengths = mask.sum(axis=1)
+    for start in range(0, len(ids), batch_size):
+        rows = slice(start, min(start + batch_size, len(ids)))
+        longest = lengths[rows].max()
+        yield rows, ids[rows, :longest], mask[rows, :longest]
 
 
 def length_bucket(length: int, buckets: Sequence[int]) -> int:
