@@ -196,23 +196,16 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head, cells = table_of(rows)
-    lines = ["| " + " | ".join(line) + " |" for line in (head, *cells)]
-    return "\n".join([lines[0], "| --- | --- |" + " ---: |" * (len(head) - 2), *lines[1:]])
-
-
-def table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Head and formatted cells of the rows of one task."""
     metrics = list(rows[0]["metric"])
     head = ["method", "settings", *metrics, "mean exit", "confidence FLOPs/token", "ms/token", "speed-up"]
-    table = []
+    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in rows:
         cells = [row["method"], describe(row), *(f"{row['metric'][name]:.2f}" for name in metrics)]
         cells += [f"{row['mean_exit_layer']:.2f} of {row['num_layers']}"]
         cells += [f"{row['confidence_flops_per_token']:.3g}", f"{row['ms_per_token']:.2f}"]
         cells += ["" if row["speed_up"] is None else f"{row['speed_up']:.2f}x"]
-        table.append(cells)
-    return head, table
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -29,35 +29,40 @@ class Setup:
 
     workdir: Path
     model: Model
-    methods: list[tuple[Task, dict[str, DecodeConfig]]]  # the ways to decode each task
+    tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
     made_by: dict[str, Any]
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks alone."""
-        return [task for task, _ in self.methods]
 
 
 @contextlib.contextmanager
-def set_up(config: Mapping[str, Any], workdir: str | Path, seed: int | None = None) -> Iterator[Setup]:
+def set_up(
+    config: Mapping[str, Any], workdir: str | Path, *, only: str | None = None, seed: int | None = None
+) -> Iterator[Setup]:
     """Owns the folder for results, checks an evaluation config, and only then loads the model.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
         workdir: made where it is missing.
+        only: leaves out settings of other methods than this one; None for all of them.
         seed: of random draws, to be noted.
 
     Raises:
-        ValueError: no model is named, an unknown task or field, an impossible value, a bad checkpoint.
+        ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
+            asked for, a bad checkpoint.
         OSError: workdir cannot be made or written, or is in use.
     """
     if not config["model"]:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
     with own_workdir(workdir) as folder:
         tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
-        methods = [(task, make_methods(config["methods"], task.max_new_tokens)) for task in tasks]
+        methods = [make_methods(config["methods"], task.max_new_tokens) for task in tasks]
+        if only is not None:
+            methods = [{name: cfg for name, cfg in ways.items() if cfg.method == only} for ways in methods]
+            if not all(methods):
+                names = ", ".join(config["methods"])
+                raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
         model = load_model(config["model"], config["dtype"], progress=True)
-        yield Setup(folder, model, methods, provenance(config, model, tasks, seed))
+        made_by = provenance(config, model, tasks, seed)
+        yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by)
 
 
 def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
@@ -83,7 +88,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         rows: list[dict[str, Any]] = []
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
-        for task, ways in setup.methods:
+        for task, ways in setup.tasks:
             of_task = evaluate(
                 model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
             )
@@ -143,7 +148,7 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
     cells_of_grid = sweep_methods(config["sweep"])
     with set_up({**config, "methods": cells_of_grid}, workdir) as setup:
         folder, model = setup.workdir, setup.model
-        methods = [ways for _, ways in setup.methods]
+        tasks, methods = zip(*setup.tasks, strict=True)
         for cfg in methods[0].values():  # before the first cell is decoded
             cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
         made_by = {**setup.made_by, "config": dict(config)}
@@ -156,11 +161,11 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
             path = folder / "cells" / f"{name}.json"
             cell = read_json(path)
             if cell is None or cell["key"] != key:
-                cell = {**_decode_cell(model, setup.tasks, ways, config), "key": key}
+                cell = {**_decode_cell(model, tasks, ways, config), "key": key}
                 write_json(path, cell)
             cells.append(cell)
         rows = [row for cell in cells for row in cell["rows"]]
-        for task in setup.tasks:
+        for task in tasks:
             compare_with_full([row for row in rows if row["task"] == task.name])
         write_json(folder / "sweep.json", {"cells": rows, **made_by})
         report_sweep(folder, rows, made_by, [trace for cell in cells for trace in cell["traces"]])

@@ -38,12 +38,17 @@ def provenance(
         "model_fingerprint": model.fingerprint,
         "data_fingerprint": digest([dataclasses.astuple(x) for task in tasks for x in task.load()]),
         "config": dict(config),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
         "git_revision": _git_revision(),
         "device": jax.devices()[0].device_kind,
         "seed": seed,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is computed."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def digest(value: Any) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvp_jax.evaluation import describe, table_of
-from dvp_jax.report.html import Section, Table, write_report
+from dvp_jax.evaluation import describe, results_table
+from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.pareto import pareto_frontier
 from dvp_jax.report.plots import heat_map, quality_against_cost
 
@@ -20,7 +20,9 @@ def report_evaluation(
 ) -> None:
     """Writes report.html, and the plots in it, from the rows of results.json."""
     sections = [
-        Section(task, tables=(Table(*table_of(of_task)),), plots=tuple(_quality_against_costs(workdir, of_task)))
+        Section(
+            task, tables=tables_of(results_table(of_task)), plots=tuple(_quality_against_costs(workdir, of_task))
+        )
         for task, of_task in _by_task(rows)
     ]
     write_report(workdir / "report.html", "Evaluation", sections, provenance, traces)
@@ -38,10 +40,10 @@ def report_sweep(
             Section(
                 f"{task}: what to use",
                 f"{advice(of_task)} The table has the cells that no other one beats in both.",
-                (Table(*table_of([of_task[index] for index in best])),),
+                tables_of(results_table([of_task[index] for index in best])),
                 tuple(plots),
             ),
-            Section(f"{task}: all cells", tables=(Table(*table_of(of_task)),)),
+            Section(f"{task}: all cells", tables=tables_of(results_table(of_task))),
         ]
     write_report(workdir / "report.html", "Sweep", sections, provenance, traces)
 
@@ -65,10 +67,10 @@ def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
     metric, whom = next(iter(best["metric"])), "the full model" if full else "the best cell"
     name = ", ".join(filter(None, (best["method"], describe(best))))
     return (
-        f"{len(good)} of {len(cells)} cells are within {loss:g} of {whom}'s {metric}, {aim:.2f}. Of them the fewest "
-        f"FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
-        f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is seen on "
-        "these texts, and no guarantee for others."
+        f"{len(good)} of {len(cells)} cells are within {loss:g} of {whom}'s {metric}, {aim:.2f}. Of them the "
+        f"fewest FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
+        f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is seen "
+        "on these texts, and no guarantee for others."
     )
 
 

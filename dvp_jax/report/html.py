@@ -23,6 +23,8 @@ _TOKEN_FIELDS = ("pieces", "exit_layers", "candidates", "confidences", "ranks")
 # 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 88 %, 1.13x
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.]+| ?[%x])?")
 
+_BAR = re.compile(r"(?<!\\)\|")
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -49,6 +51,19 @@ class Table:
         """Which columns hold numbers, and otherwise nothing."""
         columns = [[row[index] for row in self.rows if row[index]] for index in range(len(self.head))]
         return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in columns]
+
+
+def tables_of(markdown: str) -> tuple[Table, ...]:
+    """The tables of a Markdown text as it is printed; other lines are left out."""
+    tables = []
+    for block in re.split(r"\n(?!\|)", markdown):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        if rows:
+            head, _, *cells = [
+                [cell.strip().replace("\\|", "|") for cell in _BAR.split(row)[1:-1]] for row in rows
+            ]
+            tables.append(Table(head, cells))
+    return tuple(tables)
 
 
 @dataclasses.dataclass(frozen=True)

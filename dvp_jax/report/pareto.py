@@ -28,7 +28,7 @@ def pareto_frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[
     points = list(zip(cost.tolist(), quality.tolist(), strict=True))
     frontier: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
-        last = points[frontier[-1]] if frontier else (-np.inf, -np.inf)
-        if points[index][1] > last[1] or points[index] == last:
+        best = points[frontier[-1]] if frontier else None
+        if best is None or points[index][1] > best[1] or points[index] == best:
             frontier.append(index)
     return frontier

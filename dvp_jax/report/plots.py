@@ -241,7 +241,7 @@ def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str 
     figure, axes = _axes(width=1.6 + 0.75 * len(sizes), height=1.4 + 0.4 * len(layers))
     cells = [[values.get((layer, size), float("nan")) for size in sizes] for layer in layers]
     image = axes.imshow(cells, aspect="auto")
-    middle = (image.norm.vmin + image.norm.vmax) / 2
+    middle = (min(values.values()) + max(values.values())) / 2
     for (layer, size), value in values.items():
         place = sizes.index(size), layers.index(layer)
         dark = value <= middle

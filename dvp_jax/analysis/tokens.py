@@ -1,0 +1,159 @@
+"""The table that all analyses read: every token of many texts, and what each depth says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from dvp_jax.data.task import Example, Task
+from dvp_jax.data.tokens import length_bucket, pad_rows, source_batches, token_rows
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.generate import SOURCE_BUCKETS, Encoded, GeneratedText, decode, encode, to_text, tokenize
+from dvp_jax.decode.trace import trace
+from dvp_jax.t5.load import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+WHOLE = {"whole": DecodeConfig(method="calm", min_exit_layer=1)}
+"""A reading of the whole vocabulary at every depth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What each depth would produce of each token, and how sure of it."""
+
+    candidates: Int[np.ndarray, "tokens depths"]
+    confidences: Float[np.ndarray, "tokens depths"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTable:
+    """One row a token, the texts one after the other; depth l stands in column l - 1.
+
+    Attributes:
+        text: which text the token is of.
+        position: its place there, from 0.
+        token: its id.
+        ranks: of that id in the whole vocabulary at each depth, 0 the likeliest.
+        readings: under the name of each config.
+    """
+
+    text: Int[np.ndarray, " tokens"]
+    position: Int[np.ndarray, " tokens"]
+    token: Int[np.ndarray, " tokens"]
+    ranks: Int[np.ndarray, "tokens depths"]
+    readings: dict[str, Reading]
+
+    def agrees(self, name: str) -> Bool[np.ndarray, "tokens depths"]:
+        """Whether each depth would produce the token of the text, as the config `name` reads it."""
+        return self.readings[name].candidates == self.token[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The prompts of a task's examples as a model reads them."""
+
+    examples: list[Example]
+    tokenizer: PreTrainedTokenizerBase
+    input_ids: Int[np.ndarray, "examples source"]
+    attention_mask: Bool[np.ndarray, "examples source"]
+    batch_size: int
+
+    def encoded(self, model: Model, doing: str) -> Iterator[tuple[slice, Encoded]]:
+        """Batch after batch: which examples, and their encoding. Shows progress."""
+        with tqdm(total=len(self.examples), desc=doing, unit="example") as bar:
+            for rows, *source in source_batches(self.input_ids, self.attention_mask, self.batch_size):
+                yield rows, encode(model, *source)
+                bar.update(len(source[0]))
+
+
+def load_sources(model: Model, task: Task, *, batch_size: int = 1, limit: int | None = None) -> Sources:
+    """Reads a task's examples.
+
+    Args:
+        model: with a tokenizer.
+        task: any.
+        batch_size: rows run together; changes no result.
+        limit: number of examples, from the first; None for all.
+
+    Raises:
+        ValueError: batch_size or limit below 1; bad data; a model without a tokenizer.
+        FileNotFoundError: a data file is missing.
+    """
+    for name, value in (("batch_size", batch_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; allowed: at least 1")
+    examples = task.load()[:limit]
+    ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
+    assert model.tokenizer is not None  # it was just used
+    return Sources(examples, model.tokenizer, ids, mask, batch_size)
+
+
+def decode_texts(model: Model, sources: Sources, cfg: DecodeConfig) -> list[GeneratedText]:
+    """Decodes every example.
+
+    Raises:
+        ValueError: cfg does not fit the model.
+    """
+    texts = []
+    for rows, encoded in sources.encoded(model, f"decoding, {cfg.method}"):
+        out = jax.tree.map(np.asarray, decode(model, encoded, cfg))
+        texts += [to_text(model, out, row) for row in range(rows.stop - rows.start)]
+    return texts
+
+
+def full_model_texts(model: Model, sources: Sources, max_new_tokens: int) -> list[list[int]]:
+    """Token ids of what the full model writes of every example."""
+    texts = decode_texts(model, sources, DecodeConfig(method="full", max_new_tokens=max_new_tokens))
+    return [text.tokens for text in texts]
+
+
+def reference_texts(sources: Sources, max_length: int) -> list[list[int]]:
+    """Token ids of every example's first reference, with the end token, `max_length` at most."""
+    references = [example.references[0] for example in sources.examples]
+    return token_rows(sources.tokenizer, references, max_length, "references")
+
+
+def trace_texts(
+    model: Model, sources: Sources, texts: Sequence[list[int]], cfgs: Mapping[str, DecodeConfig]
+) -> TokenTable:
+    """What every depth of the full model says of given texts, no layer ever skipped.
+
+    Args:
+        model: from `load_model`.
+        sources: from `load_sources`.
+        texts: ids of a text for each source, at least one each.
+        cfgs: under the name of each reading, at least one.
+
+    Raises:
+        ValueError: a cfg does not fit the model.
+    """
+    layers = model.config.num_decoder_layers
+    ranks, candidates, confidences = [], {name: [] for name in cfgs}, {name: [] for name in cfgs}  # type: ignore[var-annotated]
+    for rows, encoded in sources.encoded(model, "tracing"):
+        batch = texts[rows]
+        length = length_bucket(max(map(len, batch)), SOURCE_BUCKETS)
+        tokens, real = pad_rows(batch, len(batch), length, model.config.pad_token_id)
+        for name, cfg in cfgs.items():
+            found = jax.tree.map(np.asarray, trace(model, encoded, tokens, np.full_like(tokens, layers), cfg))
+            candidates[name].append(found.candidates[real])
+            confidences[name].append(found.confidences[real])
+        ranks.append(found.ranks[real])  # the same whatever the config
+    lengths = [len(text) for text in texts]
+    return TokenTable(
+        text=np.repeat(np.arange(len(texts)), lengths),
+        position=np.concatenate([np.arange(length) for length in lengths]),
+        token=np.concatenate([np.asarray(text) for text in texts]),
+        ranks=np.concatenate(ranks),
+        readings={
+            name: Reading(np.concatenate(candidates[name]), np.concatenate(confidences[name])) for name in cfgs
+        },
+    )

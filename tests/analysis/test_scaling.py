@@ -1,0 +1,53 @@
+"""Rows of cost from times made by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dvp_jax.analysis.scaling import coverage_rows, coverage_table, scaling_rows, scaling_table
+from dvp_jax.analysis.tokens import TokenTable
+from dvp_jax.t5.config import T5Config
+
+CONFIG = T5Config(d_model=10, num_layers=2, num_decoder_layers=6, vocab_size=1000)
+TIMED = [
+    {"method": method, "depth": 3, "prune_size": 7, "ms_per_token": ms}
+    for method, ms in (("calm", 5.0), ("static", 2.0), ("dvp", 2.5))
+]
+
+
+def test_confidence_takes_what_a_method_takes_beyond_static():
+    calm, dvp = scaling_rows(TIMED, CONFIG)
+    assert (calm["method"], calm["confidence_ms_per_token"], calm["ms_per_token"]) == ("calm", 3.0, 5.0)
+    assert (dvp["method"], dvp["confidence_ms_per_token"], dvp["ms_per_token"]) == ("dvp", 0.5, 2.5)
+
+
+def test_flops_grow_with_the_vocabulary_at_every_depth_or_only_up_to_p():
+    for size in (1000, 3000):
+        calm, dvp = scaling_rows(TIMED, dataclasses.replace(CONFIG, vocab_size=size))
+        assert calm["vocab_size"] == dvp["vocab_size"] == size
+        # Depths 0 to 3 as the paper counts; candidates 2 and 3, of which `static` computes one.
+        assert calm["confidence_flops_per_token"] == 19 * 4 * size
+        assert dvp["confidence_flops_per_token"] == 19 * (3 * size + 7)
+        assert calm["unembedding_flops_per_token"] == 20 * size
+        assert dvp["unembedding_flops_per_token"] == 20 * 7
+
+
+def test_the_table_has_a_line_for_each_row():
+    lines = scaling_table(scaling_rows(TIMED, CONFIG)).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| 1,000 | calm | 5.00 | 3.00 |")
+
+
+def test_the_needed_size_is_found_once_for_each_p():
+    ranks = np.stack([np.arange(100), np.arange(100) // 10], axis=1)
+    table = TokenTable(np.arange(100), np.zeros(100, int), np.zeros(100, int), ranks, {})
+    rows = coverage_rows(table, [2, 1, 2], vocab_size=500)
+    assert [(row["prune_layer"], row["prune_size"]) for row in rows] == [(1, 99), (2, 10)]
+    assert all((row["vocab_size"], row["tokens"], row["coverage"]) == (500, 100, 0.99) for row in rows)
+    assert coverage_table({"squad": rows}).splitlines()[2] == "| squad | 1 | 99 | 500 | 100 |"
+
+
+def test_nothing_can_be_taken_off_without_static():
+    with pytest.raises(ValueError, match="static"):
+        scaling_rows([TIMED[0]], CONFIG)

@@ -1,0 +1,110 @@
+"""What the plots show, read back from the SVG: matplotlib notes each text that it draws as a comment."""
+
+import re
+
+import pytest
+
+from dvp_jax.report import plots
+
+POINTS = [
+    {"label": "full", "method": "full", "cost": 4.0, "quality": 90.0},
+    {"label": "K 8", "method": "dvp", "cost": 1.0, "quality": 80.0},
+    {"label": "K 64", "method": "dvp", "cost": 2.0, "quality": 89.0},
+    {"label": "worse", "method": "calm", "cost": 3.0, "quality": 85.0},
+]
+RANKS = {
+    "sizes": [1, 8, 100],
+    "depths": [
+        {
+            "depth": depth,
+            "rank_percentiles": {"5": 1, "25": 1, "50": 2, "75": 4, "95": 50},
+            "coverage": [0.5, 0.9, 1.0],
+            "confidence": 0.4,
+            "agreement": 0.5,
+        }
+        for depth in (1, 2, 3)
+    ],
+}
+FAILURES = {
+    "rates": [
+        {"by": "all", "group": "all", "rate": 0.1, "low": 0.05, "high": 0.2},
+        {"by": "kind", "group": "number", "rate": 0.0, "low": 0.0, "high": 0.3},
+    ]
+}
+RELIABILITY = {
+    "reliability": [
+        {
+            "target": "full model",
+            "vocabulary": vocabulary,
+            "depth": depth,
+            "ece": depth / 1000,
+            "bins": [
+                {"confidence": 0.25, "accuracy": 0.5, "tokens": 3},
+                {"confidence": None, "accuracy": None, "tokens": 0},
+            ],
+        }
+        for vocabulary in ("whole", "pruned")
+        for depth in range(2, 25)
+    ]
+}
+SCALING = [
+    {
+        "vocab_size": size,
+        "method": method,
+        "confidence_ms_per_token": size / 1000,
+        "confidence_flops_per_token": 10.0 * size,
+    }
+    for size in (8000, 32000)
+    for method in ("calm", "dvp")
+]
+DRAWINGS = {
+    "ranks": lambda path: plots.rank_boxes(RANKS, path),
+    "coverage": lambda path: plots.coverage_per_size(RANKS, path),
+    "agreement": lambda path: plots.agreement_per_depth(RANKS, path),
+    "failures": lambda path: plots.failure_rates(FAILURES, path),
+    "reliability": lambda path: plots.reliability_diagrams(RELIABILITY, "full model", path),
+    "scaling": lambda path: plots.vocabulary_scaling(SCALING, path),
+    "quality": lambda path: plots.quality_against_cost(POINTS, path, cost="ms", quality="F1"),
+    "heat map": lambda path: plots.heat_map({(2, 8): 80.5, (2, 64): 89.0, (3, 64): 90.25}, path, label="F1"),
+}
+SHOWN = {
+    "ranks": {"1", "2", "3"},
+    "coverage": {"depth 1", "depth 2", "depth 3"},
+    "agreement": {"mean confidence", "agrees with the full model"},
+    "failures": {"all", "kind: number"},
+    "reliability": {"depth 2, whole", "depth 24, pruned", "ECE 0.024", "agreement with the full model"},
+    "scaling": {"calm", "dvp", "vocabulary size"},
+    "quality": {"full", "K 8", "K 64", "Pareto frontier", "ms", "F1"},
+    "heat map": {"80.5", "89", "90.25", "F1", "2", "3", "8", "64"},
+}
+
+
+def texts_of(path):
+    """Every line of text in a plot."""
+    return {
+        line for text in re.findall(r"<!-- (.*?) -->", path.read_text(), re.DOTALL) for line in text.split("\n")
+    }
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_plot_names_what_it_shows(name, tmp_path):
+    DRAWINGS[name](tmp_path / "plot.svg")
+    assert SHOWN[name] <= texts_of(tmp_path / "plot.svg")
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_the_same_values_give_the_same_file(name, tmp_path):
+    for file in ("one.svg", "two.svg"):
+        DRAWINGS[name](tmp_path / file)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_only_the_frontier_is_labelled(tmp_path):
+    DRAWINGS["quality"](tmp_path / "plot.svg")
+    assert "worse" not in texts_of(tmp_path / "plot.svg")
+
+
+def test_diagrams_of_many_depths_show_eight_of_them_from_first_to_last(tmp_path):
+    DRAWINGS["reliability"](tmp_path / "plot.svg")
+    shown = {int(text.split()[1][:-1]) for text in texts_of(tmp_path / "plot.svg") if text.startswith("depth ")}
+    assert len(shown) == 8 and min(shown) == 2 and max(shown) == 24
