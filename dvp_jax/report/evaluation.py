@@ -69,8 +69,8 @@ def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
     return (
         f"{len(good)} of {len(cells)} cells are within {loss:g} of {whom}'s {metric}, {aim:.2f}. Of them the "
         f"fewest FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
-        f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is seen "
-        "on these texts, and no guarantee for others."
+        f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is "
+        "seen on these texts, and no guarantee for others."
     )
 
 
