@@ -1,17 +1,15 @@
-"""Where results go: folders checked before any work, files that are whole or not there."""
+"""Where results go: folders that one process owns, files that are whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-import platform
 import tempfile
-from collections.abc import Iterable, Mapping
-from importlib import metadata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import jax
 
 
 def prepare_workdir(workdir: str | Path) -> Path:
@@ -30,6 +28,28 @@ def prepare_workdir(workdir: str | Path) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def own_workdir(workdir: str | Path) -> Iterator[Path]:
+    """`prepare_workdir`, and no other process may own the folder meanwhile.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+
+    Raises:
+        OSError: it cannot be made or written, or another process owns it.
+    """
+    folder = prepare_workdir(workdir)
+    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise OSError(f"workdir {folder} is in use by process {lock.read() or '?'}; allowed: one") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield folder
+
+
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a text file that appears under its name only when it is complete."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -43,24 +63,11 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, model: str | None, config: Mapping[str, Any]) -> None:
-    """Writes a data file whole or not at all, with what it was made from.
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as readable JSON."""
+    write_whole(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
 
-    Args:
-        path: of the file.
-        content: what was found, as JSON.
-        model: name of the checkpoint, if there is one.
-        config: what was run, as JSON.
 
-    Raises:
-        ValueError: content holds NaN or an infinity, which JSON does not have.
-    """
-    packages = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")
-    made_from = {
-        "model": model,
-        "config": config,
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-    }
-    text = json.dumps({**content, **made_from}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, [text + "\n"])
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """`write_whole` of a value a line."""
+    write_whole(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))

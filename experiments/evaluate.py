@@ -4,7 +4,8 @@
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test.en \
         --config.tasks.translation.target_path=test.de
 
-Writes results.json and predictions.jsonl under --workdir and prints the table.
+Writes results.json, predictions.jsonl, traces.jsonl and report.html under --workdir and prints the table. Started
+again, an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,23 +14,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.evaluation import evaluate, results_table, set_up, write_results
+from dvp_jax.evaluation import results_table
+from dvp_jax.experiment import run_evaluation
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and predictions.jsonl go.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.", required=True)
 
 
 def main() -> None:
     """Runs the evaluation that the flags describe."""
-    config = _CONFIG.value
-    setup = set_up(config, _WORKDIR.value)
-    rows, predictions = [], []
-    for task, methods in setup.tasks:
-        of_task = evaluate(setup.model, task, methods, batch_size=config.batch_size, limit=config.limit)
-        rows += of_task[0]
-        predictions += of_task[1]
-    write_results(setup.workdir, rows, predictions, model=config.model, config=config.to_dict())
-    print(results_table(rows))
+    print(results_table(run_evaluation(_CONFIG.value.to_dict(), _WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -9,28 +9,30 @@ much of a vocabulary must be kept is a question about a trained model: with any 
 
     python -m experiments.vocab_scaling --workdir=runs/vocab_scaling --config=experiments/configs/demo.py
 
-also finds the K that keeps 99 % of the full model's choices at the config's depths p. Writes vocab_scaling.json
-and a plot under --workdir; prints tables. The flags --shape, --dtype, --batch, --prune_size, --source_length,
---new_tokens and --rounds are those of experiments.benchmark, which does the timing. Seen: TIME.
+also finds the K that keeps 99 % of the full model's choices at the config's depths p. Writes vocab_scaling.json,
+a plot and report.html under --workdir; prints tables. The flags --shape, --dtype, --batch, --prune_size,
+--source_length, --new_tokens and --rounds are those of experiments.benchmark, which does the timing. Seen: TIME.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
 from dvp_jax.analysis.scaling import coverage_rows, coverage_table, scaling_rows, scaling_table
-from dvp_jax.analysis.tokens import full_model_texts, load_sources, trace_texts
-from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.evaluation import set_up
-from dvp_jax.files import prepare_workdir, write_json
+from dvp_jax.analysis.tokens import WHOLE, full_model_texts, load_sources, trace_texts
+from dvp_jax.experiment import Setup, set_up
+from dvp_jax.files import own_workdir, write_json
+from dvp_jax.provenance import versions
+from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import vocabulary_scaling
 from experiments.benchmark import SHAPES, Run, grid, measure
 
@@ -71,36 +73,41 @@ def time_confidence(runs: Sequence[Run], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def needed_sizes(config: Any, workdir: Path) -> dict[str, list[dict[str, Any]]]:
+def needed_sizes(config: Any, setup: Setup) -> dict[str, list[dict[str, Any]]]:
     """The K that a trained model needs, under the name of each task."""
-    setup = set_up(config, workdir, only="dvp")
     found = {}
     for task, methods in setup.tasks:
         layers = [cfg.prune_layer for cfg in methods.values()]
         sources = load_sources(setup.model, task, batch_size=config.batch_size, limit=config.limit)
         texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-        table = trace_texts(setup.model, sources, texts, {"whole": DecodeConfig(method="calm", min_exit_layer=1)})
+        table = trace_texts(setup.model, sources, texts, WHOLE)
         found[task.name] = coverage_rows(table, layers, setup.model.config.vocab_size)
     return found
 
 
 def main() -> None:
     """Looks at a trained model if there is one, then times."""
-    config, workdir = _CONFIG.value, prepare_workdir(_WORKDIR.value)
+    config = _CONFIG.value
     timing: dict[str, Any] = {name: flags.FLAGS[name].value for name in TIMING_FLAGS}
     runs = planned_runs(timing)
-    coverage = needed_sizes(config, workdir) if config else {}
-    rows = time_confidence(runs, timing["rounds"])
-    vocabulary_scaling(rows, workdir / "vocab_scaling.svg")
-    write_json(
-        workdir / "vocab_scaling.json",
-        {"rows": rows, "coverage": coverage, "timing": timing},
-        model=config.model if config else None,
-        config=config.to_dict() if config else {},
-    )
-    print(scaling_table(rows))
-    if coverage:
-        print(f"\n{coverage_table(coverage)}")
+    coverage: dict[str, list[dict[str, Any]]] = {}
+    made_by: dict[str, Any] = {"timing": timing, "device": jax.devices()[0].device_kind, "versions": versions()}
+    with contextlib.ExitStack() as stack:
+        if config:
+            setup = stack.enter_context(set_up(config.to_dict(), _WORKDIR.value, only="dvp"))
+            workdir, made_by = setup.workdir, {**setup.made_by, **made_by}
+            coverage = needed_sizes(config, setup)
+        else:
+            workdir = stack.enter_context(own_workdir(_WORKDIR.value))
+        rows = time_confidence(runs, timing["rounds"])
+        plot = workdir / "vocab_scaling.svg"
+        vocabulary_scaling(rows, plot)
+        write_json(workdir / "vocab_scaling.json", {"rows": rows, "coverage": coverage, **made_by})
+        found = "\n\n".join([scaling_table(rows), *([coverage_table(coverage)] if coverage else [])])
+        plots = (("time and FLOPs of confidence against the vocabulary", plot),)
+        section = Section("Cost of confidence", "", tables_of(found), plots)
+        write_report(workdir / "report.html", "Vocabulary scaling", [section], made_by)
+    print(found)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+WHOLE = {"whole": DecodeConfig(method="calm", min_exit_layer=1)}
+"""A reading of the whole vocabulary at every depth."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """What each depth would produce of each token, and how sure of it."""

@@ -1,1 +1,1 @@
-"""Tables and plots."""
+"""Plots, and the report in HTML."""

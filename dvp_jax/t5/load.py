@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from tqdm import tqdm
@@ -49,6 +51,16 @@ class Model:
     def screen(self) -> Screen:
         """The int8 copy of the unembedding, made when first asked for."""
         return make_screen(unembedding(self.config, self.params))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parameters: the same for the same numbers, whatever file they came from."""
+        hashed = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
+            array = np.asarray(value)
+            hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            hashed.update(array.tobytes())
+        return hashed.hexdigest()
 
 
 def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = False) -> Model:

@@ -1,7 +1,7 @@
 """What the configs share."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -27,8 +27,28 @@ def evaluation(
             "methods": {"full": {"method": "full"}, "calm": {"method": "calm", **early}, **dvp},
             "batch_size": 1,
             "limit": config_dict.placeholder(int),
+            "explore": 100,  # examples of each task that report.html can show token by token
         }
     )
+
+
+def paper(task: str, model: str) -> ConfigDict:
+    """The paper's settings: full, calm and dvp at p = 2 with K = 64 and 512, threshold 0.9 (DVP, experiments)."""
+    return evaluation(model=model, tasks={task: {"path": None}}, threshold=0.9, prune_sizes=(64, 512))
+
+
+def sweep(evaluated: ConfigDict, grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> ConfigDict:
+    """A grid of settings over the model and tasks of an evaluation.
+
+    Args:
+        evaluated: from `evaluation`.
+        grid: lists of values under the names of fields of `DecodeConfig`, under the name of each method.
+    """
+    config = evaluated.copy_and_resolve_references()
+    del config.methods
+    config.explore = 20
+    config.sweep = {method: dict(fields) for method, fields in grid.items()}
+    return config
 
 
 def finetuning(

@@ -38,7 +38,7 @@ def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
         tasks=tasks("train"),
         validation_tasks=tasks("validation"),
         train={
-            "steps": 3700,
+            "steps": 6000,
             "batch_size": 32,
             "loss": "weighted",
             "optimizer": "adafactor",

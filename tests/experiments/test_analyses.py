@@ -113,9 +113,11 @@ def test_ranks_reports_where_the_final_choice_stood_at_each_depth(peer, launched
         assert row["confidence"] == pytest.approx(confidences(peer.logits[:, index]).mean(), abs=1e-5)
         assert row["size_for_coverage"] == at_depth[int(np.ceil(0.99 * len(at_depth))) - 1]
     assert out.files == [
+        ".lock",
         *(f"{plot}_translation.svg" for plot in ("agreement", "coverage")),
         "ranks.json",
         "ranks_translation.svg",
+        "report.html",
     ]
     assert f"| {LAYERS} | 100.00 |" in out.run.stdout
 
@@ -148,7 +150,7 @@ def test_failures_counts_the_tokens_that_pruning_lost(peer, launched):
             assert case["exit_layer"] == decoded.exit_layers[t]
             assert case["produced"] == peer.checkpoint.text([decoded.tokens[t]])
     assert len(seen) > 1
-    assert out.files == ["failures.json", "failures_translation_dvp_8.svg"]
+    assert out.files == [".lock", "failures.json", "failures_translation_dvp_8.svg", "report.html"]
     assert f"| all | {lost.sum()} | {len(lost)} |" in out.run.stdout
 
 
@@ -181,9 +183,11 @@ def test_calibration_measures_pruned_and_whole_confidence_against_both_texts(pee
             assert row[name]["agreement"] == pytest.approx(agrees[first].mean())
     assert [row["depth"] for row in report["thresholds"]] == [None, 2, 3]
     assert out.files == [
+        ".lock",
         "calibration.json",
         "reliability_translation_dvp_8_full.svg",
         "reliability_translation_dvp_8_reference.svg",
+        "report.html",
     ]
     assert f"| all | 0.4 | {100 * report['thresholds'][0]['whole']['agreement']:.2f} (" in out.run.stdout
 
@@ -219,7 +223,7 @@ def test_vocab_scaling_times_confidence_and_finds_the_size_that_is_needed(peer, 
             "tokens": len(at_p),
         }
     ]
-    assert out.files == ["vocab_scaling.json", "vocab_scaling.svg"]
+    assert out.files == [".lock", "report.html", "vocab_scaling.json", "vocab_scaling.svg"]
     assert out.data["timing"]["shape"] == "tiny" and out.data["timing"]["rounds"] == 1
     assert "| 90 | calm |" in out.run.stdout and f"| translation | {P} |" in out.run.stdout
 
@@ -241,4 +245,4 @@ def test_a_config_without_a_pruned_method_is_refused(peer, name, tmp_path):
     run = launch(name, peer.config, f"--workdir={tmp_path}", "--config.methods.dvp_8.method=calm")
     check_error(run, "config.methods", "dvp_8", "none of method 'dvp'")
     assert len(run.stderr.splitlines()) == 1  # before the model is loaded
-    assert files_of(tmp_path) == []
+    assert files_of(tmp_path) == [".lock"]

@@ -25,7 +25,7 @@ import dvp_jax
 import dvp_jax.check
 from dvp_jax.data import Example, make_task
 from dvp_jax.decode.generate import Decoded
-from dvp_jax.evaluation import evaluate, make_methods, results_table, write_results
+from dvp_jax.evaluation import evaluate, make_methods, results_table
 from dvp_jax.files import prepare_workdir, write_whole
 from tests.models import random_model, save
 from tests.reference import reference_decode
@@ -190,8 +190,10 @@ def evaluation(checkpoint, tmp_path_factory):
     return Evaluation(run, workdir, results, predictions, (source, target), references)
 
 
-def test_evaluate_writes_results_and_predictions_and_nothing_else(evaluation):
-    assert files_of(evaluation.workdir) == ["predictions.jsonl", "results.json"]
+def test_evaluate_writes_results_predictions_traces_and_report_and_nothing_else(evaluation):
+    plots = [f"translation_bleu_against_{cost}_per_token.svg" for cost in ("confidence_flops", "ms")]
+    expected = [".lock", "predictions.jsonl", "report.html", "results.json", "traces.jsonl", *plots]
+    assert files_of(evaluation.workdir) == sorted(expected)
     assert {"rows", "model", "config", "versions"} <= set(evaluation.results)
     assert [row["name"] for row in evaluation.results["rows"]] == list(METHODS)  # from plain to pruned most of all
     needed = (
@@ -384,7 +386,7 @@ def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, t
     paths = f"--config.tasks.translation.source_path={source}", f"--config.tasks.translation.target_path={target}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={empty}", *paths)
     check_error(run, empty, "no weights")
-    assert not workdir.exists() or files_of(workdir) == []
+    assert not workdir.exists() or files_of(workdir) == [".lock"]
 
 
 def test_evaluate_names_a_missing_data_file(checkpoint, evaluation, tmp_path):
@@ -392,7 +394,7 @@ def test_evaluate_names_a_missing_data_file(checkpoint, evaluation, tmp_path):
     paths = f"--config.tasks.translation.source_path={source}", f"--config.tasks.translation.target_path={missing}"
     run = launch("evaluate", MULTI30K, f"--workdir={workdir}", f"--config.model={checkpoint.folder}", *paths)
     check_error(run, missing)
-    assert not workdir.exists() or files_of(workdir) == []
+    assert not workdir.exists() or files_of(workdir) == [".lock"]
 
 
 # dvp_jax.evaluation
@@ -552,25 +554,6 @@ def test_nobody_sees_a_file_that_is_half_written(tmp_path):
 
     write_whole(tmp_path / "file", parts())
     assert (tmp_path / "file").read_text() == "one\n" * 100_000 + "two\n"
-
-
-def test_results_are_not_written_where_predictions_could_not_be(tmp_path):
-    with pytest.raises(Interruption):
-        write_results(tmp_path, [{"name": "a"}], ({"text": str(i)} for i in _two_and_stop()), model="m", config={})
-    assert files_of(tmp_path) == []
-
-
-def _two_and_stop():
-    yield 1
-    yield 2
-    raise Interruption
-
-
-def test_predictions_keep_letters_beyond_ascii(tmp_path):
-    write_results(tmp_path, [{"name": "a"}], [{"text": "Bär"}], model="m", config={"limit": None})
-    assert (tmp_path / "predictions.jsonl").read_bytes() == b'{"text": "B\xc3\xa4r"}\n'
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["rows"], results["model"], results["config"]) == ([{"name": "a"}], "m", {"limit": None})
 
 
 def test_prepare_workdir_makes_the_folder_and_leaves_it_empty(tmp_path):

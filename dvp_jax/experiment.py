@@ -1,0 +1,191 @@
+"""Whole experiments: from a config to results, traces and a report in a folder that this process owns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dvp_jax.data import make_task
+from dvp_jax.data.task import Task
+from dvp_jax.decode.config import METHODS, DecodeConfig
+from dvp_jax.evaluation import compare_with_full, evaluate, make_methods
+from dvp_jax.files import own_workdir, write_json, write_json_lines
+from dvp_jax.predictions import Line, Predictions, read_json
+from dvp_jax.provenance import code_fingerprint, digest, provenance
+from dvp_jax.report.evaluation import report_evaluation, report_sweep
+from dvp_jax.report.traces import trace_texts
+from dvp_jax.t5.load import Model, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What an evaluation config names, checked and loaded."""
+
+    workdir: Path
+    model: Model
+    tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
+    made_by: dict[str, Any]
+
+
+@contextlib.contextmanager
+def set_up(
+    config: Mapping[str, Any], workdir: str | Path, *, only: str | None = None, seed: int | None = None
+) -> Iterator[Setup]:
+    """Owns the folder for results, checks an evaluation config, and only then loads the model.
+
+    Args:
+        config: as `experiments/configs/common.py` makes it.
+        workdir: made where it is missing.
+        only: leaves out settings of other methods than this one; None for all of them.
+        seed: of random draws, to be noted.
+
+    Raises:
+        ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
+            asked for, a bad checkpoint.
+        OSError: workdir cannot be made or written, or is in use.
+    """
+    if not config["model"]:
+        raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    with own_workdir(workdir) as folder:
+        tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
+        methods = [make_methods(config["methods"], task.max_new_tokens) for task in tasks]
+        if only is not None:
+            methods = [{name: cfg for name, cfg in ways.items() if cfg.method == only} for ways in methods]
+            if not all(methods):
+                names = ", ".join(config["methods"])
+                raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
+        model = load_model(config["model"], config["dtype"], progress=True)
+        made_by = provenance(config, model, tasks, seed)
+        yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by)
+
+
+def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
+    """Decodes the config's tasks in all its ways: results.json, predictions.jsonl, traces.jsonl and report.html.
+
+    An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
+    code and device are the same.
+
+    Args:
+        config: as `experiments/configs/common.py` makes it.
+        workdir: made where it is missing.
+
+    Returns:
+        The rows of results.json.
+
+    Raises:
+        ValueError: bad settings or data.
+        OSError: files that are missing, or a workdir that is in use or cannot be written.
+    """
+    with set_up(config, workdir) as setup:
+        folder, model, made_by = setup.workdir, setup.model, setup.made_by
+        done = Predictions(folder, _key(made_by))
+        rows: list[dict[str, Any]] = []
+        lines: list[Line] = []
+        traces: list[dict[str, Any]] = []
+        for task, ways in setup.tasks:
+            of_task = evaluate(
+                model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
+            )
+            traces += trace_texts(model, task, ways, *of_task, config["explore"])
+            rows += of_task[0]
+            lines += of_task[1]
+        write_json_lines(folder / "traces.jsonl", traces)
+        done.finish(lines, {"rows": rows, **made_by})
+        report_evaluation(folder, rows, made_by, traces)
+        return rows
+
+
+def sweep_methods(grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
+    """Every combination of the values of each method's fields, under a name that tells them.
+
+    `dvp` exits from prune_layer on unless the grid says otherwise, as in the paper.
+
+    Args:
+        grid: lists of values under the names of fields of `DecodeConfig`, under the name of each method.
+
+    Raises:
+        ValueError: a method that there is not, or a field without values.
+    """
+    cells = {}
+    for method, fields in grid.items():
+        if method not in METHODS:
+            raise ValueError(f"sweep has {method!r}; allowed: {', '.join(METHODS)}")
+        for name, values in fields.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ValueError(f"sweep.{method}.{name} is {values!r}; allowed: a list of at least one value")
+        for values in itertools.product(*fields.values()):
+            cell = dict(zip(fields, values, strict=True))
+            name = ",".join([method, *(f"{field}={value}" for field, value in cell.items())])
+            if method == "dvp" and "prune_layer" in cell:
+                cell = {"min_exit_layer": cell["prune_layer"], **cell}
+            cells[name] = {"method": method, **cell}
+    return cells
+
+
+def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
+    """Evaluates a grid of settings: a file a cell under cells/, then sweep.json, plots and report.html.
+
+    An interrupted sweep decodes again the cell that was running, and no other, as long as model, data, code,
+    device and the cell's settings are the same; a grid that has grown decodes the new cells only.
+
+    Args:
+        config: as `experiments/configs/common.py` makes it.
+        workdir: made where it is missing.
+
+    Returns:
+        The cells of sweep.json: rows as in results.json.
+
+    Raises:
+        ValueError: bad settings or data.
+        OSError: files that are missing, or a workdir that is in use or cannot be written.
+    """
+    cells_of_grid = sweep_methods(config["sweep"])
+    with set_up({**config, "methods": cells_of_grid}, workdir) as setup:
+        folder, model = setup.workdir, setup.model
+        tasks, methods = zip(*setup.tasks, strict=True)
+        for cfg in methods[0].values():  # before the first cell is decoded
+            cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
+        made_by = {**setup.made_by, "config": dict(config)}
+        made_each = {**made_by, "config": {**config, "sweep": None}}
+        (folder / "cells").mkdir(exist_ok=True)
+        cells = []
+        for name in tqdm(methods[0], desc="sweep", unit="cell"):
+            ways = [{name: of_task[name]} for of_task in methods]
+            key = _key({**made_each, "cell": cells_of_grid[name]})
+            path = folder / "cells" / f"{name}.json"
+            cell = read_json(path)
+            if cell is None or cell["key"] != key:
+                cell = {**_decode_cell(model, tasks, ways, config), "key": key}
+                write_json(path, cell)
+            cells.append(cell)
+        rows = [row for cell in cells for row in cell["rows"]]
+        for task in tasks:
+            compare_with_full([row for row in rows if row["task"] == task.name])
+        write_json(folder / "sweep.json", {"cells": rows, **made_by})
+        report_sweep(folder, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
+        return rows
+
+
+def _decode_cell(
+    model: Model, tasks: Sequence[Task], ways: Sequence[Mapping[str, DecodeConfig]], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    cell: dict[str, Any] = {"rows": [], "predictions": [], "traces": []}
+    for task, way in zip(tasks, ways, strict=True):
+        rows, lines = evaluate(model, task, way, batch_size=config["batch_size"], limit=config["limit"])
+        cell["rows"] += rows
+        cell["predictions"] += lines
+        cell["traces"] += trace_texts(model, task, way, rows, lines, config["explore"])
+    return cell
+
+
+def _key(made_by: Mapping[str, Any]) -> str:
+    """A hash of all that decides what is decoded: under another one nothing that was found may be used."""
+    config = {name: value for name, value in made_by["config"].items() if name != "explore"}
+    ours = {name: value for name, value in made_by.items() if name not in ("config", "time", "git_revision")}
+    return digest([config, ours, code_fingerprint()])

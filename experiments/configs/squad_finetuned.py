@@ -1,0 +1,17 @@
+"""T5-large, fine-tuned by the paper's authors, on SQuAD: p = 2, K = 64 and 512, threshold 0.9.
+
+Published (DVP, results table): F1 90.6 for dvp with K = 64 on T5-large. Ours: not run, so no time was seen.
+
+    python -m experiments.evaluate --config=experiments/configs/squad_finetuned.py --workdir=runs/squad_finetuned
+
+The data set comes from the hub, or from a file by --config.tasks.squad.path=dev-v1.1.json.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.common import paper
+
+
+def get_config() -> ConfigDict:
+    """The config."""
+    return paper("squad", "jvelja/t5-squad")
