@@ -257,6 +257,49 @@ def test_counts_in_results_are_those_of_the_predictions(evaluation, name):
     assert row["mean_exit_layer"] == pytest.approx(sum(exit_layers) / len(exit_layers))
 
 
+def test_traces_tell_what_each_depth_said_of_each_token(evaluation, checkpoint):
+    traces = read_lines(evaluation.workdir / "traces.jsonl")
+    assert [(t["name"], t["id"]) for t in traces] == [(name, str(i)) for name in METHODS for i in range(6)]
+    for trace in traces:
+        (prediction,) = [p for p in evaluation.of(trace["name"])[1] if p["id"] == trace["id"]]
+        assert trace["pieces"] == [PIECES[token] for token in prediction["tokens"]]
+        assert trace["exit_layers"] == prediction["exit_layers"]
+        assert trace["prompt"] == "translate English to German: " + SENTENCES[int(trace["id"])]
+        for t, exit_layer in enumerate(trace["exit_layers"]):
+            assert trace["candidates"][t][exit_layer - 1] == trace["pieces"][t]
+            assert trace["confidences"][t][exit_layer - 1] == pytest.approx(prediction["confidences"][t], abs=1e-4)
+            if trace["name"] == "dvp_64" and 2 < exit_layer < NUM_LAYERS:
+                assert trace["ranks"][t] < 64, "only kept tokens can be produced there"
+        assert trace["num_layers"] == NUM_LAYERS == len(trace["candidates"][0])
+        assert (trace["ranks"] == [None] * len(trace["pieces"])) == (METHODS[trace["name"]]["method"] != "dvp")
+        assert trace["prune_size"] == METHODS[trace["name"]].get("prune_size")
+
+
+def test_every_figure_in_the_results_can_be_worked_out_from_the_files_beside_them(evaluation):
+    for row in evaluation.results["rows"]:
+        _, predictions = evaluation.of(row["name"])
+        tokens = sum(len(prediction["tokens"]) for prediction in predictions)
+        assert row["ms_per_token"] == pytest.approx(1e3 * sum(p["decode_s"] for p in predictions) / tokens)
+        assert row["encoder_ms_per_example"] == pytest.approx(1e3 * sum(p["encode_s"] for p in predictions) / 6)
+    page = (evaluation.workdir / "report.html").read_text(encoding="utf-8")
+    for row in evaluation.results["rows"]:
+        assert f"{row['ms_per_token']:.2f}" in page and f"{row['metric']['bleu']:.2f}" in page
+
+
+def test_results_say_what_made_them(evaluation, checkpoint):
+    made_by = evaluation.results
+    assert made_by["seed"] is None and made_by["device"] == "cpu"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made_by["time"])
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    assert (made_by["git_revision"] or "").removesuffix("-dirty") == head.strip()
+    again = dvp_jax.load_model(checkpoint.folder)
+    assert made_by["model_fingerprint"] == again.fingerprint
+    changed = {**again.params, "shared": again.params["shared"].at[7, 7].add(1e-3)}
+    assert dataclasses.replace(again, params=changed).fingerprint != again.fingerprint
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_confidence_flops_in_results_are_the_papers_sum_over_depths(evaluation, name):
     row, predictions = evaluation.of(name)

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dvp_jax.report.html import Section, Table, write_report
+from dvp_jax.report.html import Section, Table, tables_of, write_report
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!-- <b>&amp; \"double\" 'single' \u2028 <img src=x>"
 SVG = "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><g id='a'/></svg>"
@@ -180,6 +180,12 @@ def test_columns_of_numbers_are_aligned_to_the_right(report, cells, numeric):
     assert elements.texts("td") == [text for cell in cells for text in ("word", cell)]
     classes = [attributes.get("class") for tag in ("th", "td") for attributes, _ in elements.of(tag)]
     assert classes == [None, "number" if numeric else None] * (1 + len(cells))
+
+
+def test_the_tables_of_a_printed_text_are_found_cell_by_cell():
+    text = "squad:\n\n| a | b |\n| --- | ---: |\n| x \\| y | 1 |\n|  | 2 |\n\nthen\n| c |\n| --- |\n| z |\nend"
+    assert tables_of(text) == (Table(["a", "b"], [["x | y", "1"], ["", "2"]]), Table(["c"], [["z"]]))
+    assert tables_of("nothing | to | see") == ()
 
 
 def test_a_row_that_does_not_fit_its_head_is_refused():
