@@ -8,7 +8,8 @@ choices (on its own texts) and against the reference (fed to the decoder token b
 on the pruned scale at which the tokens that leave agree with the full model as often as those that leave at
 --exit_threshold on the whole one. The diagrams are of the confidence that exits are decided by: of a difference of
 probabilities ECE says how far it is from the chance of being right. Writes calibration.json, the diagrams and
-report.html under --workdir; prints tables. Takes any config of experiments.evaluate. Seen: TIME.
+report.html under --workdir; prints tables. Takes any config of experiments.evaluate. Seen: 49 seconds on two
+busy CPU cores.
 """
 
 from __future__ import annotations

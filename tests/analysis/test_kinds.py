@@ -19,7 +19,7 @@ SHORT |= {"e": "end of text", "x": "special"}
         ("▁3 rd ▁1,000 . 5 ▁B 2", "ninpnsn"),
         ("▁ Ç a", "sii"),  # a bare mark begins the word
         ("▁ 7", "sn"),
-        ("▁हिं दी", "si"),  # letters with combining marks
+        ("▁ह िं दी", "sii"),  # letters with combining marks
         ("▁naï ve", "si"),
         ("▁½ ▁- ▁€", "npp"),
         ("▁a <unk> b </s>", "sxse"),

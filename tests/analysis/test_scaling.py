@@ -11,7 +11,7 @@ from dvp_jax.t5.config import T5Config
 
 CONFIG = T5Config(d_model=10, num_layers=2, num_decoder_layers=6, vocab_size=1000)
 TIMED = [
-    {"method": method, "depth": 3, "prune_size": 7, "ms_per_token": ms}
+    {"method": method, "depth": 3, "prune_size": 7, "screened": False, "ms_per_token": ms}
     for method, ms in (("calm", 5.0), ("static", 2.0), ("dvp", 2.5))
 ]
 
@@ -20,6 +20,13 @@ def test_confidence_takes_what_a_method_takes_beyond_static():
     calm, dvp = scaling_rows(TIMED, CONFIG)
     assert (calm["method"], calm["confidence_ms_per_token"], calm["ms_per_token"]) == ("calm", 3.0, 5.0)
     assert (dvp["method"], dvp["confidence_ms_per_token"], dvp["ms_per_token"]) == ("dvp", 0.5, 2.5)
+
+
+def test_a_method_that_reads_an_int8_copy_is_named_so():
+    rows = scaling_rows([*TIMED, {**TIMED[2], "screened": True, "ms_per_token": 1.5}], CONFIG)
+    assert [row["method"] for row in rows] == ["calm", "dvp", "dvp, int8 copy"]
+    assert rows[2]["confidence_ms_per_token"] == -0.5  # it spares itself the product that `static` reads from W
+    assert rows[2]["confidence_flops_per_token"] == rows[1]["confidence_flops_per_token"]
 
 
 def test_flops_grow_with_the_vocabulary_at_every_depth_or_only_up_to_p():

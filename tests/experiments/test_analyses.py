@@ -205,13 +205,15 @@ def test_vocab_scaling_times_confidence_and_finds_the_size_that_is_needed(peer, 
     small = ("--shape=tiny", "--source_length=8", "--new_tokens=2", "--rounds=1", "--prune_size=5")
     out = launched("vocab_scaling", *small, "--vocab_sizes=90", "--exit_layer=3", program=("-c", TINY))
     rows = out.data["rows"]
-    assert [(row["vocab_size"], row["method"]) for row in rows] == [(90, "calm"), (90, "dvp")]
+    assert [(row["vocab_size"], row["method"]) for row in rows] == [
+        (90, method) for method in ("calm", "dvp", "dvp, int8 copy")
+    ]
     for row in rows:
         # Depths 0, 1 and 2 as the paper counts: up to p `dvp` reads the whole vocabulary too.
         assert row["confidence_flops_per_token"] == (2 * 16 - 1) * 90 * 3
         # A product at depth 2 and, where nothing left, at the last one; that of `static` is taken off.
         assert row["unembedding_flops_per_token"] == 2 * 16 * 90
-        assert row["exit_layer"] == 3 and row["prune_size"] == (5 if row["method"] == "dvp" else None)
+        assert row["exit_layer"] == 3 and row["prune_size"] == (None if row["method"] == "calm" else 5)
         assert row["ms_per_token"] > 0 and row["confidence_ms_per_token"] < row["ms_per_token"]
     at_p = np.sort(peer.ranks[:, P - 1]) + 1
     assert out.data["coverage"]["translation"] == [

@@ -37,6 +37,8 @@ def test_the_rate_is_of_tokens_not_the_mean_of_texts():
     interval = rate_interval(np.array([1, 0]), np.array([1, 9]))
     assert interval.rate == pytest.approx(0.1)
     assert (interval.low, interval.high) == (0.0, 1.0)  # both texts the one, both the other
+    long = rate_interval(np.array([0, 90] * 20), np.array([1, 100] * 20))  # the mean of texts would be 0.45
+    assert 0.85 < long.low < long.high < 0.9
 
 
 def test_the_same_texts_give_the_same_interval():
