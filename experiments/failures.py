@@ -16,12 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.analysis.failures import failure_report, failure_table
-from dvp_jax.analysis.tokens import WHOLE, decode_texts, full_model_texts, load_sources, trace_texts
-from dvp_jax.experiment import set_up
-from dvp_jax.files import write_json
-from dvp_jax.report.html import Section, tables_of, write_report
-from dvp_jax.report.plots import failure_rates
+from dvp_jax.analysis.run import run_failures
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where failures.json and the plots go.", required=True)
@@ -30,27 +25,7 @@ _EXAMPLES = flags.DEFINE_integer("examples", 10, "Worked examples to print for e
 
 def main() -> None:
     """Traces the full model's own texts and compares each pruned decoder's with them."""
-    config = _CONFIG.value
-    with set_up(config.to_dict(), _WORKDIR.value, only="dvp") as setup:
-        reports: dict[str, dict[str, object]] = {}
-        sections = []
-        for task, methods in setup.tasks:
-            sources = load_sources(setup.model, task, batch_size=config.batch_size, limit=config.limit)
-            full = full_model_texts(setup.model, sources, task.max_new_tokens)
-            table = trace_texts(setup.model, sources, full, WHOLE)
-            reports[task.name] = {}
-            for name, cfg in methods.items():
-                texts = decode_texts(setup.model, sources, cfg)
-                report = failure_report(table, cfg, texts, sources)
-                reports[task.name][name] = report
-                plot = setup.workdir / f"failures_{task.name}_{name}.svg"
-                failure_rates(report, plot)
-                found = failure_table(report, _EXAMPLES.value)
-                plots = (("share of tokens that pruning lost, with 95 % intervals", plot),)
-                sections.append(Section(f"{task.name}, {name}", "", tables_of(found), plots))
-                print(f"{task.name}, {name}:\n\n{found}\n")
-        write_json(setup.workdir / "failures.json", {"tasks": reports, **setup.made_by})
-        write_report(setup.workdir / "report.html", "Failures of pruning", sections, setup.made_by)
+    print(run_failures(_CONFIG.value.to_dict(), _WORKDIR.value, examples=_EXAMPLES.value))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.analysis.ranks import prune_sizes, rank_report, rank_table
-from dvp_jax.analysis.tokens import WHOLE, full_model_texts, load_sources, trace_texts
-from dvp_jax.experiment import set_up
-from dvp_jax.files import write_json
-from dvp_jax.report.html import Section, tables_of, write_report
-from dvp_jax.report.plots import agreement_per_depth, coverage_per_size, rank_boxes
+from dvp_jax.analysis.run import run_ranks
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where ranks.json and the plots go.", required=True)
@@ -29,28 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where ranks.json and the plots 
 
 def main() -> None:
     """Traces the full model's own texts and reports what each depth knew."""
-    config = _CONFIG.value
-    with set_up(config.to_dict(), _WORKDIR.value) as setup:
-        reports, sections = {}, []
-        for task, methods in setup.tasks:
-            sources = load_sources(setup.model, task, batch_size=config.batch_size, limit=config.limit)
-            texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-            table = trace_texts(setup.model, sources, texts, WHOLE)
-            sizes = prune_sizes(methods.values(), setup.model.config.vocab_size)
-            report = reports[task.name] = rank_report(table, "whole", sizes)
-            plots = {
-                "rank of the token that the full model chooses": ("ranks", rank_boxes),
-                "share of choices among the K likeliest": ("coverage", coverage_per_size),
-                "confidence, and agreement with the full model": ("agreement", agreement_per_depth),
-            }
-            paths = {what: setup.workdir / f"{name}_{task.name}.svg" for what, (name, _) in plots.items()}
-            for what, (_, draw) in plots.items():
-                draw(report, paths[what])
-            title, found = f"{task.name}, {report['tokens']} tokens of {report['texts']} texts", rank_table(report)
-            sections.append(Section(title, "", tables_of(found), tuple(paths.items())))
-            print(f"{title}:\n\n{found}\n")
-        write_json(setup.workdir / "ranks.json", {"tasks": reports, **setup.made_by})
-        write_report(setup.workdir / "report.html", "Ranks", sections, setup.made_by)
+    print(run_ranks(_CONFIG.value.to_dict(), _WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.analysis.scaling import coverage_rows, coverage_table, scaling_rows, scaling_table
-from dvp_jax.analysis.tokens import WHOLE, full_model_texts, load_sources, trace_texts
+from dvp_jax.analysis.run import needed_sizes
+from dvp_jax.analysis.scaling import coverage_table, scaling_rows, scaling_table
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.experiment import Setup, set_up
+from dvp_jax.experiment import set_up
 from dvp_jax.files import own_workdir, write_json
 from dvp_jax.provenance import versions
 from dvp_jax.report.html import Section, tables_of, write_report
@@ -80,18 +80,6 @@ def time_confidence(runs: Sequence[Run], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def needed_sizes(config: Any, setup: Setup) -> dict[str, list[dict[str, Any]]]:
-    """The K that a trained model needs, under the name of each task."""
-    found = {}
-    for task, methods in setup.tasks:
-        layers = [cfg.prune_layer for cfg in methods.values()]
-        sources = load_sources(setup.model, task, batch_size=config.batch_size, limit=config.limit)
-        texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-        table = trace_texts(setup.model, sources, texts, WHOLE)
-        found[task.name] = coverage_rows(table, layers, setup.model.config.vocab_size)
-    return found
-
-
 def main() -> None:
     """Looks at a trained model if there is one, then times."""
     config = _CONFIG.value
@@ -103,7 +91,7 @@ def main() -> None:
         if config:
             setup = stack.enter_context(set_up(config.to_dict(), _WORKDIR.value, only="dvp"))
             workdir, made_by = setup.workdir, {**setup.made_by, **made_by}
-            coverage = needed_sizes(config, setup)
+            coverage = needed_sizes(setup, config)
         else:
             workdir = stack.enter_context(own_workdir(_WORKDIR.value))
         rows = time_confidence(runs, timing["rounds"])

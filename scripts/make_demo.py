@@ -3,8 +3,8 @@
     python scripts/make_demo.py --workdir=runs/make_demo
 
 Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and exports model
-and test sets to --output. Seen on two CPU cores that had other work too: 66 minutes. With --only_data stops after the
-texts; with --resume goes on where an interrupted training stopped.
+and test sets to --output. Seen on two CPU cores that had other work too: 66 minutes. With --only_data stops after
+the texts; with --resume goes on where an interrupted training stopped.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def reference_texts(sources: Sources, max_length: int) -> list[list[int]]:
     return token_rows(sources.tokenizer, references, max_length, "references")
 
 
-def trace_texts(
+def token_table(
     model: Model, sources: Sources, texts: Sequence[list[int]], cfgs: Mapping[str, DecodeConfig]
 ) -> TokenTable:
     """What every depth of the full model says of given texts, no layer ever skipped.

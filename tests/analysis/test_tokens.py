@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.analysis.tokens import full_model_texts, load_sources, reference_texts, trace_texts
+from dvp_jax.analysis.tokens import full_model_texts, load_sources, reference_texts, token_table
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
 from tests.experiments.test_launchers import SENTENCES, Sentences, make_checkpoint
 
@@ -35,7 +35,7 @@ def texts(model, sources):
 
 @pytest.fixture(scope="module")
 def table(model, sources, texts):
-    return trace_texts(model, sources, texts, {"whole": CALM, "pruned": DVP})
+    return token_table(model, sources, texts, {"whole": CALM, "pruned": DVP})
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_pruning_changes_the_reading_between_p_and_the_last_depth_only(table):
 def test_batches_change_nothing(model, table, texts):
     single = load_sources(model, Sentences(SENTENCES), batch_size=1)
     assert full_model_texts(model, single, TOKENS) == texts
-    alone = trace_texts(model, single, texts, {"pruned": DVP})
+    alone = token_table(model, single, texts, {"pruned": DVP})
     np.testing.assert_array_equal(alone.ranks, table.ranks)
     np.testing.assert_allclose(
         alone.readings["pruned"].confidences, table.readings["pruned"].confidences, atol=1e-5
