@@ -81,7 +81,7 @@ class Run:
         source_length: tokens of a source.
         new_tokens: generated.
         dtype: of the weights.
-        peers: time other decoders too.
+        peers: library of `experiments.peers` to time too.
     """
 
     shape: str
@@ -91,7 +91,7 @@ class Run:
     source_length: int = 256
     new_tokens: int = 64
     dtype: str = "float32"
-    peers: bool = False
+    peers: str | None = None
 
 
 def grid(layers: int, methods: Sequence[str], depths: Sequence[int], **fields: Any) -> tuple[Case, ...]:
@@ -108,13 +108,14 @@ VOCAB_SIZES = (8_000, 32_000, 128_000, 250_000)
 
 PRESETS: dict[str, tuple[Run, ...]] = {
     "readme": (
-        Run("t5-base", grid(12, METHODS, (2, 3, 6, 9, 12, SPREAD)), peers=True),
+        Run("t5-base", grid(12, METHODS, (2, 3, 6, 9, 12, SPREAD)), peers="huggingface"),
+        Run("t5-base", grid(12, ("full", "dvp"), (6,)), peers="ctranslate2"),
         *(Run("t5-base", grid(12, METHODS[1:], (6,)), vocab_size=size) for size in VOCAB_SIZES),
         *(Run("t5-base", grid(12, ("full", "dvp"), (3, 6, 12)), batch=batch, new_tokens=16) for batch in (8, 32)),
     ),
     "gpu": (
         *(
-            Run(shape, grid(24, METHODS, (6, 12, 24, SPREAD)), dtype="bfloat16", peers=True)
+            Run(shape, grid(24, METHODS, (6, 12, 24, SPREAD)), dtype="bfloat16", peers="huggingface")
             for shape in ("t5-large", "t5-3b")
         ),
         Run(
@@ -140,7 +141,7 @@ _TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens generated.", lower_boun
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
 _LOOPS = flags.DEFINE_list("layer_loops", "auto", "Loops over layers to compare.")
 _SCREENS = flags.DEFINE_list("screens", "auto", "Ways to read the whole vocabulary to compare.")
-_PEERS = flags.DEFINE_boolean("peers", False, "Time other decoders too, where installed.")
+_PEERS = flags.DEFINE_enum("peers", None, list(peers.LIBRARIES), "Other decoders to time too, where installed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds over all cases.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", None, "A folder for results.json and the plots.")
 
@@ -196,7 +197,7 @@ _checkpoint = lru_cache(maxsize=1)(load_model)
 """A checkpoint is read once, for its depth and for timing."""
 
 
-def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
+def measure(run: Run, rounds: int) -> list[dict[str, Any]]:
     """Times the cases of a run. Returns a row for each, and for each peer."""
     if run.shape in SHAPES:
         # No end token, so that random weights generate the full length.
@@ -254,7 +255,6 @@ def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
             "mean_depth": float(depths.mean()),
             "screened": screened,
             "megabytes": float(must_read.mean() / 1e6),
-            "bound_ms": float(must_read.mean() / bandwidth * 1e3),
             "compile_s": compile_s,
             "peak_megabytes": (account.argument_size_in_bytes + account.temp_size_in_bytes) / 1e6,
             "argument_megabytes": account.argument_size_in_bytes / 1e6,
@@ -265,7 +265,7 @@ def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
     if run.peers:
         full = next((name for name, row in rows.items() if row["method"] == "full"), None)
         ours = np.asarray(calls[full]().tokens) if full else None
-        for name, found in peers.peers(model, ids, run.new_tokens).items():
+        for name, found in peers.peers(run.peers, model, ids, run.new_tokens).items():
             if isinstance(found, str):
                 failed.append({"method": name, "error": found})
                 continue
@@ -285,10 +285,17 @@ def measure(run: Run, rounds: int, bandwidth: float) -> list[dict[str, Any]]:
             "most_ms": max(ms),
             "tokens_per_s": 1e3 * run.batch / statistics.median(ms),
         }
-        if "bound_ms" in row:
-            row["efficiency"] = row["bound_ms"] / row["ms_per_token"]
+        if "megabytes" in row:
             row["encoder_ms"] = encoder_ms
     return [*rows.values(), *failed]
+
+
+def add_bounds(rows: list[dict[str, Any]], bandwidth: float) -> None:
+    """Notes in our rows what memory allows at `bandwidth` bytes per second, and how near to it they come."""
+    for row in rows:
+        if "megabytes" in row:
+            row["bound_ms"] = row["megabytes"] * 1e9 / bandwidth
+            row["efficiency"] = row["bound_ms"] / row["ms_per_token"]
 
 
 def table(run: Run, rows: list[dict[str, Any]]) -> str:
@@ -356,18 +363,19 @@ def main() -> None:
 
     output = prepare_workdir(_RESULTS.value) if _RESULTS.value else None
     bandwidth = read_bandwidth()
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, reads {bandwidth / 1e9:.1f} GB/s")
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     report: dict[str, Any] = {
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "backend": jax.default_backend(),
-        "bandwidth": bandwidth,
         "runs": [],
     }
     for run in runs:
-        rows = measure(run, _ROUNDS.value, bandwidth)
-        print("\n" + table(run, rows), flush=True)
+        rows = measure(run, _ROUNDS.value)
+        bandwidth = max(bandwidth, read_bandwidth())  # other work on the machine may have slowed the first
+        add_bounds(rows, bandwidth)
+        print(f"\n{table(run, rows)}\n\nThe machine reads {bandwidth / 1e9:.1f} GB/s.", flush=True)
         setting = {key: value for key, value in dataclasses.asdict(run).items() if key != "cases"}
-        report["runs"].append({**setting, "rows": rows})
+        report["runs"].append({**setting, "bandwidth": bandwidth, "rows": rows})
     if output:
         write_whole(output / "results.json", [json.dumps(report, indent=2) + "\n"])
         time_against_depth(report["runs"][0]["rows"], output / "time_against_depth.svg")

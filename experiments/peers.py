@@ -61,7 +61,7 @@ def pytorch_model(model: Model) -> Any:
     return peer
 
 
-def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool) -> Peer:
+def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool, _: Path) -> Peer:
     """Hugging Face's `generate`: eager, or with a static cache and `torch.compile`.
 
     Raises:
@@ -134,14 +134,21 @@ def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: st
     return Peer(lambda: run(new_tokens), lambda: run(1))
 
 
-def peers(model: Model, ids: np.ndarray, new_tokens: int) -> dict[str, tuple[Peer, list[list[int]]] | str]:
-    """All peers on these weights, with the tokens that each generates; of one that cannot run, why."""
-    makers: dict[str, Callable[[Path], Peer]] = {
-        "Hugging Face eager": lambda folder: hugging_face(model, ids, new_tokens, compiled=False),
-        "Hugging Face compiled": lambda folder: hugging_face(model, ids, new_tokens, compiled=True),
-    }
-    for kind in CTRANSLATE2_TYPES:
-        makers[f"CTranslate2 {kind}"] = partial(ctranslate2, model, ids, new_tokens, kind)
+LIBRARIES = ("huggingface", "ctranslate2")
+"""Of peers. One a run: once CTranslate2's threads are there, PyTorch takes 1.5 times as long."""
+
+
+def peers(
+    library: str, model: Model, ids: np.ndarray, new_tokens: int
+) -> dict[str, tuple[Peer, list[list[int]]] | str]:
+    """A library's decoders on these weights, with the tokens that each generates; of one that cannot run, why."""
+    makers: dict[str, Callable[[Path], Peer]] = {}
+    if library == "huggingface":
+        for kind in ("eager", "compiled"):
+            makers[f"Hugging Face {kind}"] = partial(hugging_face, model, ids, new_tokens, kind == "compiled")
+    else:
+        for kind in CTRANSLATE2_TYPES:
+            makers[f"CTranslate2 {kind}"] = partial(ctranslate2, model, ids, new_tokens, kind)
     out: dict[str, tuple[Peer, list[list[int]]] | str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, make in makers.items():
