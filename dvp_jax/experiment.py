@@ -92,7 +92,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
             of_task = evaluate(
                 model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
             )
-            traces += trace_texts(model, task, ways, *of_task, config["explore"])
+            traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
             rows += of_task[0]
             lines += of_task[1]
         write_json_lines(folder / "traces.jsonl", traces)
@@ -180,7 +180,7 @@ def _decode_cell(
         rows, lines = evaluate(model, task, way, batch_size=config["batch_size"], limit=config["limit"])
         cell["rows"] += rows
         cell["predictions"] += lines
-        cell["traces"] += trace_texts(model, task, way, rows, lines, config["explore"])
+        cell["traces"] += trace_texts(model, task, way, rows, lines, config.get("explore", 0))
     return cell
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from dvp_jax import launch
+from dvp_jax.evaluation import make_methods
 from dvp_jax.experiment import run_evaluation
 from dvp_jax.files import prepare_workdir, write_json
 from dvp_jax.predictions import read_json
@@ -55,16 +56,17 @@ def published_beside_ours(
     """Lines of the table for one config: what it found, or why it was not run."""
     ((task, _),) = config["tasks"].items()
     flops = {}
-    for key, method in config["methods"].items():
-        size = method.get("prune_size")
-        published = PUBLISHED.get((task, method["method"], size))
-        cells = [name, method["method"], str(size or ""), "not known" if published is None else f"{published}"]
+    methods = make_methods(config["methods"], max_new_tokens=1)  # for their order
+    for key, method in methods.items():
+        size = method.prune_size if method.method == "dvp" else None
+        published = PUBLISHED.get((task, method.method, size))
+        cells = [name, method.method, str(size or ""), "not known" if published is None else f"{published}"]
         if isinstance(found, str):
             cells += ["not run", "not run", "not run"]
         else:
             (row,) = [row for row in found if row["name"] == key]
-            flops[method["method"]] = row["confidence_flops_per_token"]
-            fewer = flops["calm"] / flops["dvp"] if method["method"] == "dvp" else None
+            flops[method.method] = row["confidence_flops_per_token"]
+            fewer = flops["calm"] / flops["dvp"] if method.method == "dvp" else None
             quality, speed_up = next(iter(row["metric"].values())), row["speed_up"]
             cells += [f"{quality:.2f}", f"{speed_up:.2f}x", f"{fewer:.1f}x" if fewer else ""]
         yield "| " + " | ".join(cells) + " |"

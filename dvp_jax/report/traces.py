@@ -41,7 +41,7 @@ def trace_texts(
     """
     assert model.tokenizer is not None
     pieces = model.tokenizer.convert_ids_to_tokens
-    examples = task.load()[:count]
+    examples = task.load()[: min(count, rows[0]["num_examples"])]
     if not examples:
         return
     ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
