@@ -29,7 +29,7 @@ CONFIGS = {
     "samsum": samsum,
     "samsum_finetuned": samsum_finetuned,
 }
-PUBLISHED = {("squad", "dvp", 64): 90.6, ("samsum", "dvp", 512): 43.1}
+PUBLISHED: dict[tuple[str, str, int | None], float] = {("squad", "dvp", 64): 90.6, ("samsum", "dvp", 512): 43.1}
 """F1 and ROUGE-L of T5-large by task, method and K (DVP, results): all that we know for certain."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.", required=True)
