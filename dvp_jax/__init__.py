@@ -1,6 +1,6 @@
 """Early-exit T5 decoding with dynamic vocabulary pruning (arXiv 2410.18952), in JAX and Flax."""
 
-from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.config import DecodeConfig, load_decode_config
 from dvp_jax.decode.generate import (
     Decoded,
     GeneratedText,
@@ -19,6 +19,7 @@ __all__ = [
     "T5Config",
     "generate",
     "generate_text",
+    "load_decode_config",
     "load_model",
     "save_model",
     "teacher_forced_logits",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dvp_jax.data.task import Task
 from dvp_jax.data.tokens import source_batches
-from dvp_jax.decode.config import METHODS, DecodeConfig
+from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.generate import (
     batch_bucket,
     decode,
@@ -38,12 +38,10 @@ def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int)
     Raises:
         ValueError: a field that there is not, or an impossible value.
     """
-    allowed = [field.name for field in dataclasses.fields(DecodeConfig)]
-    methods = {}
-    for name, fields in settings.items():
-        if unknown := [field for field in fields if field not in allowed]:
-            raise ValueError(f"methods.{name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-        methods[name] = DecodeConfig(**{"max_new_tokens": max_new_tokens, **fields})
+    methods = {
+        name: make_config({"max_new_tokens": max_new_tokens, **fields}, f"methods.{name}")
+        for name, fields in settings.items()
+    }
     return dict(sorted(methods.items(), key=lambda item: (METHODS.index(item[1].method), item[1].prune_size)))
 
 

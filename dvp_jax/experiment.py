@@ -35,7 +35,12 @@ class Setup:
 
 @contextlib.contextmanager
 def set_up(
-    config: Mapping[str, Any], workdir: str | Path, *, only: str | None = None, seed: int | None = None
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    only: str | None = None,
+    seed: int | None = None,
+    model: Model | None = None,
 ) -> Iterator[Setup]:
     """Owns the folder for results, checks an evaluation config, and only then loads the model.
 
@@ -44,6 +49,7 @@ def set_up(
         workdir: made where it is missing.
         only: leaves out settings of other methods than this one; None for all of them.
         seed: of random draws, to be noted.
+        model: the one that the config names, where it is loaded already.
 
     Raises:
         ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
@@ -60,7 +66,8 @@ def set_up(
             if not all(methods):
                 names = ", ".join(config["methods"])
                 raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
-        model = load_model(config["model"], config["dtype"], progress=True)
+        if model is None:
+            model = load_model(config["model"], config["dtype"], progress=True)
         made_by = provenance(config, model, tasks, seed)
         yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by)
 
@@ -145,31 +152,44 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
-    cells_of_grid = sweep_methods(config["sweep"])
-    with set_up({**config, "methods": cells_of_grid}, workdir) as setup:
-        folder, model = setup.workdir, setup.model
-        tasks, methods = zip(*setup.tasks, strict=True)
-        for cfg in methods[0].values():  # before the first cell is decoded
-            cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
-        made_by = {**setup.made_by, "config": dict(config)}
-        made_each = {**made_by, "config": {**config, "sweep": None}}
-        (folder / "cells").mkdir(exist_ok=True)
-        cells = []
-        for name in tqdm(methods[0], desc="sweep", unit="cell"):
-            ways = [{name: of_task[name]} for of_task in methods]
-            key = _key({**made_each, "cell": cells_of_grid[name]})
-            path = folder / "cells" / f"{name}.json"
-            cell = read_json(path)
-            if cell is None or cell["key"] != key:
-                cell = {**_decode_cell(model, tasks, ways, config), "key": key}
-                write_json(path, cell)
-            cells.append(cell)
+    with set_up({**config, "methods": sweep_methods(config["sweep"])}, workdir) as setup:
+        cells = decode_cells(setup)
         rows = [row for cell in cells for row in cell["rows"]]
-        for task in tasks:
-            compare_with_full([row for row in rows if row["task"] == task.name])
-        write_json(folder / "sweep.json", {"cells": rows, **made_by})
-        report_sweep(folder, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
+        made_by = {**setup.made_by, "config": dict(config)}
+        write_json(setup.workdir / "sweep.json", {"cells": rows, **made_by})
+        report_sweep(setup.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
         return rows
+
+
+def decode_cells(setup: Setup) -> list[dict[str, Any]]:
+    """Decodes each method of a setup by itself, into a file under cells/; the files that are there already stay.
+
+    Returns:
+        Of each method "rows", as in results.json, "predictions", as in predictions.jsonl, and "traces".
+
+    Raises:
+        ValueError: settings that do not fit the model, found before anything is decoded; bad data.
+        OSError: files that are missing or cannot be written.
+    """
+    model, config = setup.model, setup.made_by["config"]
+    tasks, methods = zip(*setup.tasks, strict=True)
+    for cfg in methods[0].values():
+        cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
+    made_each = {**setup.made_by, "config": {**config, "methods": None, "sweep": None}}
+    (setup.workdir / "cells").mkdir(exist_ok=True)
+    cells = []
+    for name in tqdm(methods[0], desc="sweep", unit="cell"):
+        key = _key({**made_each, "cell": config["methods"][name]})
+        path = setup.workdir / "cells" / f"{name}.json"
+        cell = read_json(path)
+        if cell is None or cell["key"] != key:
+            ways = [{name: of_task[name]} for of_task in methods]
+            cell = {**_decode_cell(model, tasks, ways, config), "key": key}
+            write_json(path, cell)
+        cells.append(cell)
+    for task in tasks:
+        compare_with_full([row for cell in cells for row in cell["rows"] if row["task"] == task.name])
+    return cells
 
 
 def _decode_cell(

@@ -27,6 +27,7 @@ class Samsum:
     dataset: str = "knkarthick/samsum"
     split: str = "validation"
     name: str = dataclasses.field(default="samsum", init=False)
+    measure: str = dataclasses.field(default="rougeL", init=False)
     max_source_length: int = 512
     max_new_tokens: int = 128
 

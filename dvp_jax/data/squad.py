@@ -25,6 +25,7 @@ class Squad:
     dataset: str = "rajpurkar/squad"
     split: str = "validation"
     name: str = dataclasses.field(default="squad", init=False)
+    measure: str = dataclasses.field(default="f1", init=False)
     max_source_length: int = 512
     max_new_tokens: int = 30
 

@@ -26,6 +26,10 @@ class Task(Protocol):
         """Name in configs and results."""
 
     @property
+    def measure(self) -> str:
+        """What tells the quality of a single text; a name in `dvp_jax.metrics.quality.MEASURES`."""
+
+    @property
     def max_source_length(self) -> int:
         """Source tokens at most; longer prompts are truncated."""
 

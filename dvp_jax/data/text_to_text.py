@@ -36,6 +36,7 @@ class TextToText:
     target_column: str = "target"
     prefix: str = ""
     name: str = dataclasses.field(default="text_to_text", init=False)
+    measure: str = dataclasses.field(default="rougeL", init=False)
     max_source_length: int = 512
     max_new_tokens: int = 128
 

@@ -35,6 +35,7 @@ class Translation:
     source_column: str = "en"
     target_column: str = "de"
     name: str = dataclasses.field(default="translation", init=False)
+    measure: str = dataclasses.field(default="chrf", init=False)
     max_source_length: int = 512
     max_new_tokens: int = 64
 

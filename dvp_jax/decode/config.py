@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import numbers
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
@@ -123,6 +126,41 @@ class DecodeConfig:
             self.prune_size,
             self.final_vocab,
         )
+
+
+def make_config(fields: Mapping[str, Any], where: str) -> DecodeConfig:
+    """A config from its fields by name; those that are not there keep their defaults.
+
+    Args:
+        fields: of `DecodeConfig`.
+        where: what the fields belong to, for the error.
+
+    Raises:
+        ValueError: a field that there is not, or an impossible value.
+    """
+    allowed = [field.name for field in dataclasses.fields(DecodeConfig)]
+    if unknown := [name for name in fields if name not in allowed]:
+        raise ValueError(f"{where} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return DecodeConfig(**fields)
+
+
+def load_decode_config(path: str | Path) -> DecodeConfig:
+    """The config in a JSON file, under "config", as `experiments.select` writes it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, no "config", a field that there is not, or an impossible value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise ValueError(f'{path} has no "config"; allowed: an object with the fields of DecodeConfig')
+    return make_config(content["config"], f"{path}: config")
 
 
 def _is_number(value: Any) -> bool:

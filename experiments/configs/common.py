@@ -44,7 +44,7 @@ def sweep(evaluated: ConfigDict, grid: Mapping[str, Mapping[str, Sequence[Any]]]
         evaluated: from `evaluation`.
         grid: lists of values under the names of fields of `DecodeConfig`, under the name of each method.
     """
-    config = evaluated.copy_and_resolve_references()
+    config = ConfigDict(evaluated)  # what is open stays open
     del config.methods
     config.explore = 20
     config.sweep = {method: dict(fields) for method, fields in grid.items()}
