@@ -1,6 +1,6 @@
 """Which p, K and threshold? The demo's model and test sets, p in {1, 2, 3} and K in {32, 64, 128}.
 
-Not a table of the paper, which leaves the choice open. Seen: SEEN
+Not a table of the paper, which leaves the choice open.
 
     python -m experiments.sweep --config=experiments/configs/demo_sweep.py --workdir=runs/demo_sweep
 """

@@ -1,6 +1,7 @@
-"""Which p, K and threshold? Multi30k, English to German, p in {1, 2, 3} and K in {32, 64, 128, 512}.
+"""Which p, K and threshold? Multi30k, English to German, p in {1, 2, 3} and K in {32, 128, 512}.
 
-Not a table of the paper, which leaves the choice open. Seen: SEEN
+Not a table of the paper, which leaves the choice open. Seen: the README's picture,
+on the first 100 sentences (--config.limit=100 --config.explore=0), in 3 minutes on two CPU cores.
 
     python -m experiments.sweep --config=experiments/configs/multi30k_sweep.py --workdir=runs/multi30k_sweep \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \
@@ -19,7 +20,7 @@ def get_config() -> ConfigDict:
         multi30k.get_config(),
         {
             "full": {},
-            "calm": {"min_exit_layer": (2,), "threshold": (0.3, 0.5, 0.7)},
-            "dvp": {"prune_layer": (1, 2, 3), "prune_size": (32, 64, 128, 512), "threshold": (0.3, 0.5, 0.7)},
+            "calm": {"min_exit_layer": (2,), "threshold": (0.3, 0.5)},
+            "dvp": {"prune_layer": (1, 2, 3), "prune_size": (32, 128, 512), "threshold": (0.3, 0.5)},
         },
     )
