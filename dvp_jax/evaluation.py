@@ -17,13 +17,14 @@ from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.generate import (
     batch_bucket,
     decode,
+    decode_policy,
     encode,
     source_bucket,
     to_text,
     tokenize,
 )
 from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
-from dvp_jax.exits.policy import CALM, DVP
+from dvp_jax.exits.policy import CALM, DVP, Oracle
 from dvp_jax.predictions import Line, Predictions
 from dvp_jax.t5.load import Model
 
@@ -80,8 +81,7 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; allowed: at least 1")
-    config = model.config
-    policies = {name: cfg.policy(config.num_decoder_layers, config.vocab_size) for name, cfg in methods.items()}
+    policies = {name: decode_policy(model, cfg) for name, cfg in methods.items()}
     examples = task.load()[:limit]
     done = Predictions() if done is None else done
 
@@ -152,17 +152,24 @@ def compare_with_full(rows: Sequence[dict[str, Any]]) -> None:
 
 def _settings(cfg: DecodeConfig, policy: Any) -> dict[str, Any]:
     """The settings that matter to the method; None where one does not."""
-    calm, dvp = isinstance(policy, CALM), isinstance(policy, DVP)
+    calm, dvp, oracle = (isinstance(policy, kind) for kind in (CALM, DVP, Oracle))
+    rule = cfg.prune_rule if dvp else None
+    per_depth = cfg.thresholds_per_depth if calm else None
     return {
         "method": cfg.method,
-        "threshold": cfg.threshold if calm else None,
+        "threshold": cfg.threshold if calm and per_depth is None else None,
+        "thresholds_per_depth": per_depth,
         "decay_temperature": cfg.decay_temperature if calm else None,
         "confidence": cfg.confidence if calm else None,
-        "min_exit_layer": cfg.min_exit_layer if calm else None,
+        "min_exit_layer": cfg.min_exit_layer if calm or oracle else None,
         "prune_layer": cfg.prune_layer if dvp else None,
         "prune_size": cfg.prune_size if dvp else None,
+        "prune_rule": rule,
+        "prune_mass": cfg.prune_mass if rule == "mass" else None,
+        "prune_size_min": cfg.prune_size_min if rule == "decay" else None,
         "final_vocab": cfg.final_vocab if dvp else None,
         "static_exit_layer": cfg.static_exit_layer if cfg.method == "static" else None,
+        "oracle_states": cfg.oracle_states if oracle else None,
     }
 
 
@@ -207,13 +214,21 @@ def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """The settings of a row in a few words."""
+    """The settings of a row in a few words; the measure where it is not the usual one."""
     short = {
         "threshold": "threshold",
         "decay_temperature": "decay",
         "min_exit_layer": "min exit",
         "prune_layer": "p",
         "prune_size": "K",
+        "prune_size_min": "K min",
+        "prune_mass": "mass",
         "static_exit_layer": "exit",
+        "oracle_states": "states",
     }
-    return ", ".join(f"{label} {row[name]}" for name, label in short.items() if row[name] is not None)
+    words = [f"{label} {row[name]}" for name, label in short.items() if row[name] is not None]
+    if row["thresholds_per_depth"] is not None:
+        words.insert(0, "thresholds " + " ".join(f"{value:.3g}" for value in row["thresholds_per_depth"]))
+    if row["confidence"] not in (None, DecodeConfig.confidence):
+        words.insert(0, row["confidence"])
+    return ", ".join(words)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dvp_jax.data import make_task
 from dvp_jax.data.task import Task
 from dvp_jax.decode.config import METHODS, DecodeConfig
+from dvp_jax.decode.generate import decode_policy
 from dvp_jax.evaluation import compare_with_full, evaluate, make_methods
 from dvp_jax.files import own_workdir, write_json, write_json_lines
 from dvp_jax.predictions import Line, Predictions, read_json
@@ -174,7 +175,7 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
     model, config = setup.model, setup.made_by["config"]
     tasks, methods = zip(*setup.tasks, strict=True)
     for cfg in methods[0].values():
-        cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
+        decode_policy(model, cfg)
     made_each = {**setup.made_by, "config": {**config, "methods": None, "sweep": None}}
     (setup.workdir / "cells").mkdir(exist_ok=True)
     cells = []

@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike
 from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.oracle import decode_oracle_token
 from dvp_jax.decode.step import DecoderLayers, Structure, decode_token
-from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
-from dvp_jax.exits.policy import ExitPolicy
+from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
+from dvp_jax.exits.policy import ExitPolicy, Oracle
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -77,6 +78,7 @@ def _decode(
     thresholds: Float[Array, "max_new_tokens num_depths"],
 ) -> Decoded:
     config, max_new_tokens = structure.config, structure.max_new_tokens
+    decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
 
     def unfinished(state: DecodeState) -> Array:
         return (state.step < max_new_tokens) & ~jnp.all(state.ended)
@@ -84,7 +86,7 @@ def _decode(
     def next_token(state: DecodeState) -> DecodeState:
         t = state.step
         layers = DecoderLayers(structure, params, encoded.cross, encoded.mask, state.caches, t)
-        row, fresh = decode_token(structure, params, layers, state.token, state.ended, thresholds[t])
+        row, fresh = decode_next(structure, params, layers, state.token, state.ended, thresholds[t])
         write = partial(lax.dynamic_update_slice_in_dim, start_index=t, axis=2)
         old = state.decoded
         return DecodeState(
@@ -179,7 +181,8 @@ def _arguments(
     policy = decode_policy(model, cfg)
     num_layers = model.config.num_decoder_layers
     if thresholds is None:
-        thresholds = threshold_schedule(cfg.threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
+        threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
+        thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
     elif thresholds.shape != (cfg.max_new_tokens, num_layers):
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
     structure = Structure(
@@ -199,10 +202,11 @@ def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
     Raises:
         ValueError: cfg does not fit the model.
     """
-    if cfg.confidence in HIDDEN_MEASURES and "meta" not in model.params:
+    if cfg.confidence in MEASURES_BY_CLASSIFIER and "meta" not in model.params:
+        others = [name for name in (*LOGIT_MEASURES, *HIDDEN_MEASURES) if name not in MEASURES_BY_CLASSIFIER]
         raise ValueError(
             f"confidence is {cfg.confidence!r}, but the model has no meta classifier; "
-            f"allowed: {', '.join(LOGIT_MEASURES)}, or a model that experiments.finetune_meta wrote"
+            f"allowed: {', '.join(others)}, or a model that experiments.finetune_meta wrote"
         )
     return cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
 

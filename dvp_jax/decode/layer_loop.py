@@ -29,6 +29,8 @@ class DepthState:
     exit_layer: Int[Array, " batch"]  # layers run so far; 0 where the text has ended
     token: Int[Array, " batch"]
     confidence: Float[Array, " batch"]
+    before: Float[Array, "batch d_model"] | None  # h_(l-1) of the rows that go on, for a policy that compares
+    kept: Bool[Array, "batch kept"] | None  # candidates among the kept rows, for a policy that masks them
 
 
 RunLayer = Callable[[int, DepthState], tuple[DepthState, KeysValues]]

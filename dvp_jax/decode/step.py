@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state
-from dvp_jax.exits.policy import ExitPolicy, Readers, Reading
+from dvp_jax.exits.policy import Depth, ExitPolicy, Readers, Reading
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, padding_bias, relative_bias
@@ -53,6 +53,13 @@ def decode_token(
     vocabulary = whole = whole_vocabulary(config, params)
     meta = params.get("meta")
 
+    def at(depth: int, state: DepthState) -> Depth:
+        return Depth(depth, state.hidden, state.before, ~state.exited)
+
+    def kept_readers(state: DepthState) -> Readers:
+        # Once the loop below runs, `vocabulary` is what the policy kept.
+        return Readers(dataclasses.replace(vocabulary, kept=state.kept), meta)
+
     def leave(state: DepthState, reading: Reading) -> DepthState:
         return dataclasses.replace(
             state,
@@ -67,24 +74,28 @@ def decode_token(
             state,
             hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
             exit_layer=jnp.where(state.exited, state.exit_layer, depth),
+            before=state.hidden if policy.compares else None,
         )
         if policy.first_exit <= depth < policy.last_depth:
-            # Once the loop below runs, `vocabulary` is what the policy kept.
-            readers = Readers(vocabulary, meta)
-            state = leave(state, policy.decide(state.hidden, ~state.exited, thresholds[depth - 1], readers))
+            reading = policy.decide(at(depth, state), thresholds[depth - 1], kept_readers(state))
+            state = dataclasses.replace(leave(state, reading), kept=reading.kept)
         return state, keys_values
 
+    embedded = embed(params["shared"], token[:, None])[:, 0]
     state = DepthState(
-        hidden=embed(params["shared"], token[:, None])[:, 0],
+        hidden=embedded,
         exited=ended,
         exit_layer=jnp.zeros_like(token),
         token=jnp.full_like(token, config.pad_token_id),
         confidence=jnp.zeros(token.shape, jnp.float32),
+        before=embedded if policy.compares else None,
+        kept=None,
     )
     fresh = []
     for depth in range(1, policy.first_exit + 1):
         state, keys_values = run(depth, state)
-        vocabulary = policy.observe(depth, state.hidden, vocabulary)
+        vocabulary = policy.observe(at(depth, state), vocabulary)
+        state = dataclasses.replace(state, kept=vocabulary.kept)
         fresh.append(keys_values)
 
     depths = range(policy.first_exit + 1, policy.last_depth + 1)
@@ -93,8 +104,8 @@ def decode_token(
     fresh += propagate_state(layers.keys_values, deeper, count, state, ran)
 
     def read_last(state: DepthState) -> DepthState:
-        last, kept = Readers(whole, meta), Readers(vocabulary, meta)
-        return leave(state, policy.read_last(state.hidden, ~state.exited, last, kept))
+        last = at(policy.last_depth, state)
+        return leave(state, policy.read_last(last, Readers(whole, meta), kept_readers(state)))
 
     return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), fresh
 

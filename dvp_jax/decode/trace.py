@@ -6,6 +6,7 @@ beyond its exit each token goes on as if it alone had not left.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import Encoded, decode_policy
 from dvp_jax.decode.step import whole_vocabulary
-from dvp_jax.exits.policy import ExitPolicy, Readers
+from dvp_jax.exits.policy import Depth, ExitPolicy, Oracle, Readers
 from dvp_jax.exits.thresholds import ALWAYS
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, Segment, padding_bias, relative_bias
@@ -64,6 +65,8 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
         raise ValueError(f"tokens has shape {tokens.shape}; allowed: (B, T), B at most the {most} sources")
     if exit_layers.shape != tokens.shape:
         raise ValueError(f"exit_layers has shape {exit_layers.shape}; allowed: that of tokens, {tokens.shape}")
+    if isinstance(policy, Oracle) and policy.states == "full":  # later tokens attended to the full model's states
+        exit_layers = np.full_like(exit_layers, policy.last_depth)
     filling = ((0, most - len(tokens)), (0, 0))
     texts = jnp.asarray(np.pad(tokens, filling)), jnp.asarray(np.pad(exit_layers, filling))
     return jax.tree.map(lambda x: x[: len(tokens)], _trace(model.config, policy, model.params, encoded, *texts))
@@ -73,8 +76,8 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
 def _trace(
     config: T5Config, policy: ExitPolicy, params: Params, encoded: Encoded, tokens: Array, exit_layers: Array
 ) -> Trace:
-    depths = nn.apply(partial(_replay, encoded=encoded, tokens=tokens, exit_layers=exit_layers), T5(config))
-    hidden = jnp.stack(depths({"params": params}), axis=2).reshape(tokens.size, -1, config.d_model)
+    states_of = nn.apply(partial(_replay, encoded=encoded, tokens=tokens, exit_layers=exit_layers), T5(config))
+    hidden = jnp.stack(states_of({"params": params}), axis=2).reshape(tokens.size, -1, config.d_model)
     filling = -tokens.size % _ROWS
     states = jnp.pad(hidden, ((0, filling), (0, 0), (0, 0))).reshape(-1, _ROWS, *hidden.shape[1:])
     targets = jnp.pad(tokens.reshape(-1), (0, filling)).reshape(-1, _ROWS)
@@ -86,23 +89,26 @@ def _read(
     config: T5Config,
     policy: ExitPolicy,
     params: Params,
-    states: Float[Array, "rows depths d_model"],
+    states: Float[Array, "rows depths+1 d_model"],
     targets: Int[Array, " rows"],
 ) -> Trace:
-    """What each depth says of each row, a row being one token."""
+    """What each depth says of each row, a row being one token; its states begin with h_0."""
     vocabulary = whole = whole_vocabulary(config, params)
     meta = params.get("meta")
     everyone = jnp.ones(targets.shape, bool)
     readings, ranks = [], []
-    for depth in range(1, config.num_decoder_layers + 1):
-        hidden, readers = states[:, depth - 1], Readers(vocabulary, meta)
-        if depth == config.num_decoder_layers:
-            readings.append(policy.read_last(hidden, everyone, Readers(whole, meta), readers))
+    for number in range(1, config.num_decoder_layers + 1):
+        depth = Depth(number, states[:, number], states[:, number - 1], everyone)
+        readers = Readers(vocabulary, meta)
+        if number == config.num_decoder_layers:
+            readings.append(policy.read_last(depth, Readers(whole, meta), readers))
         else:
-            readings.append(policy.decide(hidden, everyone, jnp.asarray(ALWAYS), readers))
-        if depth <= policy.first_exit:
-            vocabulary = policy.observe(depth, hidden, vocabulary)
-        ranks.append(_ranks(whole.logits(hidden), targets))
+            readings.append(policy.decide(depth, jnp.asarray(ALWAYS), readers))
+            if number >= policy.first_exit:  # before it decoding would not have asked
+                vocabulary = dataclasses.replace(vocabulary, kept=readings[-1].kept)
+        if number <= policy.first_exit:
+            vocabulary = policy.observe(depth, vocabulary)
+        ranks.append(_ranks(whole.logits(depth.hidden), targets))
     return Trace(
         candidates=jnp.stack([reading.token for reading in readings], axis=-1),
         confidences=jnp.stack([reading.confidence for reading in readings], axis=-1),
@@ -120,7 +126,7 @@ def _ranks(logits: Float[Array, "rows vocab"], targets: Int[Array, " rows"]) -> 
 def _replay(
     model: T5, encoded: Encoded, tokens: Int[Array, "batch tokens"], exit_layers: Int[Array, "batch tokens"]
 ) -> list[Float[Array, "batch tokens d_model"]]:
-    """h_l of the depths l = 1..L, each token attending to the states that decoding left for it.
+    """h_l of the depths l = 0..L, each token attending to the states that decoding left for it.
 
     Of earlier tokens a layer sees the keys and values of the state that they were frozen at; of the token
     itself those of the state that enters the layer.
@@ -130,7 +136,7 @@ def _replay(
     hidden = frozen = embed(model.shared, jnp.concatenate([start, tokens[:, :-1]], axis=1))
     positions = jnp.arange(tokens.shape[1])
     distance = positions[:, None] - positions[None, :]
-    cross_bias, depths = padding_bias(encoded.mask), []
+    cross_bias, states = padding_bias(encoded.mask), [hidden]
     for index, (layer, cross) in enumerate(zip(model.decoder.layers, encoded.cross, strict=True)):
         if has_relative_bias(config, index):
             table = layer.self_attention.relative_bias
@@ -139,8 +145,8 @@ def _replay(
         itself = Segment(*layer.self_keys_values(hidden), bias + _hide(distance != 0))
         hidden = layer(hidden, (past, itself), Segment(*cross, cross_bias))
         frozen = jnp.where((exit_layers > index)[..., None], hidden, frozen)
-        depths.append(hidden)
-    return depths
+        states.append(hidden)
+    return states
 
 
 def _hide(where: Bool[Array, "queries keys"]) -> Float[Array, "queries keys"]:

@@ -1,7 +1,8 @@
 """Confidence measures: how sure a depth is of its token.
 
 A measure of logits maps them, over the whole vocabulary or over the kept rows, and their two best candidates to
-one number per row. A measure of the hidden state needs no vocabulary at all.
+one number per row in [0, 1]. A measure of the hidden state needs no vocabulary at all. None ever exceeds 1, by
+rounding either: a threshold of 1 must never let a token leave.
 """
 
 from __future__ import annotations
@@ -56,21 +57,78 @@ def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array,
     return (1.0 - jnp.exp(best.second - best.logit)) / partition
 
 
-def meta(normed: Float[Array, "batch d_model"], classifier: MetaClassifier) -> Float[Array, " batch"]:
-    """The meta classifier's probability that depth l agrees with the last one (CALM).
+def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
+    """Probability of the best candidate.
 
     Args:
-        normed: norm(h_l), float32.
-        classifier: trained on the frozen model.
+        logits: float32, of the whole vocabulary or of the kept rows.
+        best: the two best of them.
+
+    Returns:
+        float32 in (0, 1].
+    """
+    return 1.0 / jnp.sum(jnp.exp(logits - best.logit[:, None]), axis=-1)
+
+
+def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
+    """1 - H(p) / log(size): 1 where all probability is on one candidate, 0 where all are equally likely.
+
+    Args:
+        logits: float32, of the whole vocabulary or of the kept rows. The size is that of the set: a candidate
+            whose logit is -inf is not in it.
+        best: the two best of them.
+
+    Returns:
+        float32 in [0, 1]; 1 where there is one candidate only, as certain as by the other measures.
+    """
+    below = logits - best.logit[:, None]
+    weights = jnp.exp(below)
+    partition = jnp.sum(weights, axis=-1)
+    # H = log(partition) - sum(p * below), both terms of which are at least 0; 0 * -inf would be NaN.
+    mean = jnp.sum(jnp.where(weights > 0.0, weights * below, 0.0), axis=-1) / partition
+    size = jnp.sum(logits > -jnp.inf, axis=-1)
+    return jnp.maximum(1.0 - (jnp.log(partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0)
+
+
+class States(NamedTuple):
+    """What a measure of the hidden state may read."""
+
+    hidden: Float[Array, "batch d_model"]  # h_l
+    before: Float[Array, "batch d_model"] | None  # h_(l-1), for a measure in `MEASURES_OF_CHANGE`
+    normed: Float[Array, "batch d_model"]  # norm(h_l), float32
+    classifier: MetaClassifier | None  # for a measure in `MEASURES_BY_CLASSIFIER`
+
+
+def state(states: States) -> Float[Array, " batch"]:
+    """Cosine of h_l and h_(l-1): how little the last layer changed (CALM, hidden-state saturation).
+
+    Returns:
+        float32 in [0, 1]; a negative cosine counts as 0.
+    """
+    assert states.before is not None
+    hidden, before = states.hidden, states.before
+    norms = jnp.linalg.norm(hidden, axis=-1) * jnp.linalg.norm(before, axis=-1)
+    return jnp.clip(jnp.sum(hidden * before, axis=-1) / jnp.maximum(norms, 1e-30), 0.0, 1.0)
+
+
+def meta(states: States) -> Float[Array, " batch"]:
+    """The meta classifier's probability that depth l agrees with the last one (CALM).
 
     Returns:
         float32 in [0, 1].
     """
-    return jax.nn.sigmoid(classifier.logit(normed))
+    assert states.classifier is not None
+    return jax.nn.sigmoid(states.classifier.logit(states.normed))
 
 
 LogitMeasure = Callable[[Float[Array, "batch size"], Best], Float[Array, " batch"]]
-HiddenMeasure = Callable[[Float[Array, "batch d_model"], MetaClassifier], Float[Array, " batch"]]
+HiddenMeasure = Callable[[States], Float[Array, " batch"]]
 
-LOGIT_MEASURES: dict[str, LogitMeasure] = {"softmax_diff": softmax_diff}
-HIDDEN_MEASURES: dict[str, HiddenMeasure] = {"meta": meta}
+LOGIT_MEASURES: dict[str, LogitMeasure] = {
+    "softmax_diff": softmax_diff,
+    "softmax_max": softmax_max,
+    "entropy": entropy,
+}
+HIDDEN_MEASURES: dict[str, HiddenMeasure] = {"state": state, "meta": meta}
+MEASURES_OF_CHANGE = ("state",)
+MEASURES_BY_CLASSIFIER = ("meta",)

@@ -14,7 +14,8 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
     Sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and of
     (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the
     gather and the last head: for comparison with published figures only. Methods that ask for no confidence,
-    or take it from the hidden state, count 0.
+    or take it from the hidden state, count 0. K is the number of rows read, which for the rules "mass" and "decay"
+    is that of the largest set, since shapes are fixed.
 
     Args:
         exit_layers: layers run per token, any shape.
@@ -31,11 +32,13 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
     if not isinstance(policy, DVP):
         return depths * whole
     unpruned = np.minimum(depths, policy.prune_layer + 1)
-    return unpruned * whole + (depths - unpruned) * (2 * config.d_model - 1) * policy.prune_size
+    return unpruned * whole + (depths - unpruned) * (2 * config.d_model - 1) * policy.rows
 
 
 def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config) -> np.ndarray:
     """FLOPs of the unembedding products that decoding a token takes: 2dV or 2dK for each one computed.
+
+    K is the number of rows read, masked ones included. The oracle counts as if it knew where to leave.
 
     Args:
         exit_layers: layers run per token, any shape.
@@ -56,8 +59,8 @@ def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config)
         return (asked + reaches_last) * whole
     # The product at p is also the first candidate's where both depths are the same.
     pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
-    last = whole if policy.final_vocab == "full" else 2.0 * d * policy.prune_size
-    return whole + pruned * 2.0 * d * policy.prune_size + reaches_last * last
+    last = whole if policy.final_vocab == "full" else 2.0 * d * policy.rows
+    return whole + pruned * 2.0 * d * policy.rows + reaches_last * last
 
 
 def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length: int | np.ndarray) -> np.ndarray:

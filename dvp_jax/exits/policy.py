@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, best_two
+from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
+from dvp_jax.exits.pruning import Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.meta import MetaClassifier
 
@@ -28,12 +29,22 @@ class Readers(NamedTuple):
     meta: MetaClassifier | None  # of models that have one
 
 
+class Depth(NamedTuple):
+    """Where the rows stand after a layer."""
+
+    number: int  # l
+    hidden: Float[Array, "batch d_model"]  # h_l
+    before: Float[Array, "batch d_model"] | None  # h_(l-1), for a policy that compares
+    asking: Bool[Array, " batch"]  # rows that have not left
+
+
 class Reading(NamedTuple):
     """What a depth says of each row."""
 
     leaves: Bool[Array, " batch"]
     token: Int[Array, " batch"]  # where the row leaves
     confidence: Float[Array, " batch"]
+    kept: Kept  # what deeper candidates are read from, among the rows that the policy kept
 
 
 class ExitPolicy(Protocol):
@@ -47,26 +58,18 @@ class ExitPolicy(Protocol):
     def last_depth(self) -> int:
         """Depth at which every token has left."""
 
-    def observe(self, depth: int, hidden: Float[Array, "batch d_model"], vocabulary: Vocabulary) -> Vocabulary:
+    @property
+    def compares(self) -> bool:
+        """Whether `decide` and `read_last` need h_(l-1)."""
+
+    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
         """Called at each depth up to `first_exit`: the vocabulary that deeper candidates are read from."""
 
-    def decide(
-        self,
-        hidden: Float[Array, "batch d_model"],
-        asking: Bool[Array, " batch"],
-        threshold: Float[Array, ""],
-        readers: Readers,
-    ) -> Reading:
-        """Which of the `asking` rows leave at a candidate depth, and with what."""
+    def decide(self, depth: Depth, threshold: Float[Array, ""], readers: Readers) -> Reading:
+        """Which of the asking rows leave at a candidate depth, and with what."""
 
-    def read_last(
-        self,
-        hidden: Float[Array, "batch d_model"],
-        asking: Bool[Array, " batch"],
-        whole: Readers,
-        readers: Readers,
-    ) -> Reading:
-        """Reads the `asking` rows, which reached `last_depth`: all of them leave."""
+    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+        """Reads the asking rows, which reached `last_depth`: all of them leave."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,28 +92,52 @@ class Static:
     def last_depth(self) -> int:
         return self.depth
 
-    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
+    @property
+    def compares(self) -> bool:
+        return self.confidence in MEASURES_OF_CHANGE
+
+    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
         return vocabulary
 
-    def decide(self, hidden: Array, asking: Array, threshold: Array, readers: Readers) -> Reading:
-        reading = self._read(hidden, asking, readers, self.sure)
-        return reading._replace(leaves=asking & (reading.confidence > threshold))
+    def decide(self, depth: Depth, threshold: Array, readers: Readers) -> Reading:
+        reading = self._read(depth, readers, self.sure)
+        return reading._replace(leaves=depth.asking & (reading.confidence > threshold))
 
-    def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
-        return self._read(hidden, asking, whole)
+    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+        return self._read(depth, whole)
 
-    def _read(self, hidden: Array, asking: Array, readers: Readers, sure: int = 1) -> Reading:
-        logits = readers.vocabulary.logits(hidden, sure)
+    def _read(self, depth: Depth, readers: Readers, sure: int = 1) -> Reading:
+        logits, kept = self._candidates(depth, readers.vocabulary, sure)
         best = best_two(logits)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
         else:
-            confidence = self._confidence_of_hidden(hidden, readers)
-        return Reading(asking, readers.vocabulary.token(best.candidate), confidence)
+            confidence = self._confidence_of_hidden(depth, readers)
+        return Reading(depth.asking, readers.vocabulary.token(best.candidate), confidence, kept)
 
-    def _confidence_of_hidden(self, hidden: Array, readers: Readers) -> Array:
-        assert readers.meta is not None
-        return HIDDEN_MEASURES[self.confidence](readers.vocabulary.normed(hidden), readers.meta)
+    def _candidates(self, depth: Depth, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
+        """The logits that the depth is read from."""
+        return vocabulary.logits(depth.hidden, sure), vocabulary.kept
+
+    def _confidence_of_hidden(self, depth: Depth, readers: Readers) -> Array:
+        normed = readers.vocabulary.normed(depth.hidden)
+        return HIDDEN_MEASURES[self.confidence](States(depth.hidden, depth.before, normed, readers.meta))
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle(Static):
+    """A token leaves at the first depth whose likeliest token is the full model's, which it must know beforehand.
+
+    The bound that every measure is held against (CALM, section 3). `states` says what later tokens attend to:
+    "own", the states that tokens left with, propagated, as in any early exit; "full", those of the full model.
+    """
+
+    min_exit_layer: int
+    states: str
+
+    @property
+    def first_exit(self) -> int:
+        return self.min_exit_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +158,9 @@ class CALM(Static):
 class HiddenCALM(CALM):
     """CALM with a measure of the hidden state: no depth before the exit touches the unembedding."""
 
-    def decide(self, hidden: Array, asking: Array, threshold: Array, readers: Readers) -> Reading:
-        confidence = self._confidence_of_hidden(hidden, readers)
-        leaves = asking & (confidence > threshold)
+    def decide(self, depth: Depth, threshold: Array, readers: Readers) -> Reading:
+        confidence = self._confidence_of_hidden(depth, readers)
+        leaves = depth.asking & (confidence > threshold)
 
         def token(hidden: Array) -> Array:
             return best_two(readers.vocabulary.logits(hidden)).candidate
@@ -141,28 +168,37 @@ class HiddenCALM(CALM):
         def nothing(hidden: Array) -> Array:
             return jnp.zeros(hidden.shape[0], jnp.int32)
 
-        return Reading(leaves, lax.cond(jnp.any(leaves), token, nothing, hidden), confidence)
+        return Reading(leaves, lax.cond(jnp.any(leaves), token, nothing, depth.hidden), confidence, None)
 
 
 @dataclasses.dataclass(frozen=True)
 class DVP(CALM):
-    """CALM over a vocabulary pruned at depth p to the K likeliest tokens (DVP).
+    """CALM over a vocabulary pruned at depth p to the likeliest tokens (DVP).
 
     At p itself confidence still comes from the whole vocabulary, which had to be computed there anyway.
     """
 
     prune_layer: int
-    prune_size: int
+    rule: PruningRule
     final_vocab: str
 
     @property
+    def rows(self) -> int:
+        """How many rows of the unembedding are read at each candidate depth after p."""
+        return self.rule.rows(self.prune_layer)
+
+    @property
     def sure(self) -> int:
-        return self.prune_size
+        return self.rows
 
-    def observe(self, depth: int, hidden: Array, vocabulary: Vocabulary) -> Vocabulary:
-        if depth != self.prune_layer:
+    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
+        if depth.number != self.prune_layer:
             return vocabulary
-        return vocabulary.prune(vocabulary.logits(hidden, self.sure), self.prune_size)
+        return self.rule.prune(depth.number, vocabulary.logits(depth.hidden, self.sure), vocabulary)
 
-    def read_last(self, hidden: Array, asking: Array, whole: Readers, readers: Readers) -> Reading:
-        return self._read(hidden, asking, whole if self.final_vocab == "full" else readers)
+    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+        return self._read(depth, whole if self.final_vocab == "full" else readers)
+
+    def _candidates(self, depth: Depth, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
+        logits, kept = super()._candidates(depth, vocabulary, sure)
+        return (logits, kept) if vocabulary.ids is None else self.rule.shrink(depth.number, logits, kept)

@@ -5,6 +5,8 @@ Thresholds are data: the decode function takes an array, so that changing them n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,7 +18,10 @@ ALWAYS = np.float32(-np.inf)
 
 
 def threshold_schedule(
-    threshold: float, max_new_tokens: int, num_depths: int, decay_temperature: float | None = None
+    threshold: float | Sequence[float],
+    max_new_tokens: int,
+    num_depths: int,
+    decay_temperature: float | None = None,
 ) -> Float[Array, "max_new_tokens num_depths"]:
     """Threshold of each token t = 1.. and depth l = 1.., constant or decaying over the output.
 
@@ -24,13 +29,14 @@ def threshold_schedule(
     (the text of CALM has no factor `threshold` in the second term).
 
     Args:
-        threshold: in [0, 1]. At 1 no token ever leaves early: confidences must exceed it.
+        threshold: in [0, 1], of all depths or of each. At 1 no token ever leaves early: confidences must exceed
+            it.
         max_new_tokens: N.
         num_depths: L.
         decay_temperature: None for a constant threshold.
     """
-    token = np.arange(1, max_new_tokens + 1)
-    values = np.full(max_new_tokens, threshold)
+    token = np.arange(1, max_new_tokens + 1)[:, None]
+    values = np.broadcast_to(np.asarray(threshold, np.float64), (max_new_tokens, num_depths))
     if decay_temperature is not None:
-        values = 0.9 * threshold + 0.1 * threshold * np.exp(-decay_temperature * token / max_new_tokens)
-    return jnp.asarray(np.broadcast_to(values[:, None], (max_new_tokens, num_depths)), jnp.float32)
+        values = 0.9 * values + 0.1 * values * np.exp(-decay_temperature * token / max_new_tokens)
+    return jnp.asarray(values, jnp.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Static
 from dvp_jax.exits.screen import num_rescored
 from dvp_jax.t5.config import T5Config
 
@@ -22,11 +22,12 @@ def bytes_per_token(
 ) -> np.ndarray:
     """Bytes that a decode step must read, each once: weights, caches, and rows of the unembedding.
 
-    Writes, activations and what norms and biases hold are left out: all are small beside the weights.
+    Writes, activations and what norms and biases hold are left out: all are small beside the weights. Of a pruned
+    vocabulary every gathered row is read, masked ones included.
 
     Args:
         exit_layers: layers run in each step, any shape; all rows of a batch leave together.
-        policy: a method that reads confidence from logits.
+        policy: the method.
         config: the shape.
         source_length: tokens that cross-attention reads.
         new_tokens: length of the output, of which the self-attention cache holds half on average.
@@ -50,13 +51,13 @@ def bytes_per_token(
         rescored = min(num_rescored(sure), config.vocab_size) * batch
         return config.vocab_size * d + rescored * d * itemsize if screened else config.vocab_size * d * itemsize
 
-    if not isinstance(policy, CALM):
+    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
         return numbers * itemsize + whole(policy.sure)
     last = exit_layers >= policy.last_depth
     asked = np.minimum(exit_layers, policy.last_depth - 1) - policy.first_exit + 1
     if not isinstance(policy, DVP):
         return numbers * itemsize + (asked + last) * whole(policy.sure)
     pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
-    kept = float(policy.prune_size * d * batch * itemsize)
+    kept = float(policy.rows * d * batch * itemsize)
     read = whole(policy.sure) + pruned * kept + last * (whole(1) if policy.final_vocab == "full" else kept)
     return numbers * itemsize + read

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.screen import Screen, rows_logits
 from dvp_jax.t5.layers import linear, rms_norm
@@ -18,7 +18,8 @@ class Vocabulary:
     """The candidate tokens of each row and what turns a hidden state into their logits.
 
     Whole: `rows` is W, shared by the batch, and `ids` is None. Pruned: `rows` is W_S, its own for each
-    batch row, and `ids` is S, ascending. With a `screen` the whole vocabulary is read from its int8 copy.
+    batch row, and `ids` is S, ascending; where rows of the batch keep sets of different sizes, `kept` masks S.
+    With a `screen` the whole vocabulary is read from its int8 copy.
     """
 
     rows: Float[Array, "vocab d_model"] | Float[Array, "batch kept d_model"]
@@ -27,6 +28,7 @@ class Vocabulary:
     screen: Screen | None
     epsilon: float = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)
+    kept: Bool[Array, "batch kept"] | None = None  # False: not a candidate, its logit is -inf
 
     def normed(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch d_model"]:
         """norm(h_l), float32."""
@@ -42,7 +44,8 @@ class Vocabulary:
         """
         x = self.normed(hidden) * self.scale
         if self.ids is not None:
-            return rows_logits(x, self.rows)
+            logits = rows_logits(x, self.rows)
+            return logits if self.kept is None else jnp.where(self.kept, logits, -jnp.inf)
         if self.screen is None:
             return linear(x, self.rows)
         return self.screen.logits(x, self.rows, sure)

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 import dvp_jax
 from dvp_jax.decode import generate as generate_module
 from dvp_jax.decode.generate import batch_bucket, decode, encode, lower_decode, source_bucket
+from dvp_jax.decode.step import whole_vocabulary
+from dvp_jax.exits.policy import Depth, Readers
+from dvp_jax.t5.meta import MetaClassifier
 from tests.models import both
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
@@ -42,12 +45,22 @@ def assert_same(one, other, rows=slice(None)):
 CALM = dvp_jax.DecodeConfig(method="calm", max_new_tokens=8, threshold=0.4, min_exit_layer=1)
 DVP = dataclasses.replace(CALM, method="dvp", prune_layer=1, prune_size=10)
 FULL = dataclasses.replace(CALM, method="full")
+STATE = dataclasses.replace(CALM, confidence="state", threshold=0.8)
+MASS = dataclasses.replace(DVP, prune_rule="mass", prune_mass=0.8, confidence="softmax_max", threshold=0.7)
+DECAY = dataclasses.replace(
+    DVP, prune_rule="decay", prune_size_min=2, confidence="entropy", threshold=0.85, final_vocab="pruned"
+)
+ORACLE = dataclasses.replace(CALM, method="oracle")
 
 
 @settings(max_examples=15)
-@given(rows=prompts, method=st.sampled_from(["calm", "dvp"]), loop=st.sampled_from(["cond", "while"]))
-def test_threshold_one_never_exits(rows, method, loop):
-    never = dataclasses.replace(DVP, method=method, threshold=1.0, layer_loop=loop)
+@given(
+    rows=prompts,
+    cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full")]),
+    loop=st.sampled_from(["cond", "while"]),
+)
+def test_threshold_one_never_exits(rows, cfg, loop):
+    never = dataclasses.replace(cfg, threshold=1.0, layer_loop=loop)
     assert_same(run(rows, never), run(rows, FULL))
 
 
@@ -55,11 +68,18 @@ def test_threshold_one_never_exits(rows, method, loop):
 @given(rows=prompts, threshold=st.sampled_from([0.1, 0.4, 0.8]), final_vocab=st.sampled_from(["full", "pruned"]))
 def test_keeping_the_whole_vocabulary_equals_calm(rows, threshold, final_vocab):
     whole = dataclasses.replace(DVP, prune_size=211, threshold=threshold, final_vocab=final_vocab)
-    assert_same(run(rows, whole), run(rows, dataclasses.replace(CALM, threshold=threshold)))
+    calm = run(rows, dataclasses.replace(CALM, threshold=threshold))
+    assert_same(run(rows, whole), calm)
+    assert_same(run(rows, dataclasses.replace(whole, prune_rule="decay", prune_size_min=211)), calm)
 
 
 @settings(max_examples=15)
-@given(rows=prompts, cfg=st.sampled_from([FULL, CALM, DVP]), left=st.booleans(), extra=st.integers(0, 40))
+@given(
+    rows=prompts,
+    cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE]),
+    left=st.booleans(),
+    extra=st.integers(0, 40),
+)
 def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
     batch = run(rows, cfg, width=max(map(len, rows)) + extra, left=left)
     for index, row in enumerate(rows):
@@ -67,7 +87,10 @@ def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
 
 
 @settings(max_examples=15)
-@given(rows=prompts, cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3)]))
+@given(
+    rows=prompts,
+    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY]),
+)
 def test_both_layer_loops_give_the_same(rows, cfg):
     loops = [run(rows, dataclasses.replace(cfg, layer_loop=loop)) for loop in ("cond", "while")]
     assert_same(*loops)
@@ -97,7 +120,13 @@ def test_a_changed_threshold_does_not_recompile():
     compiled = generate_module._decode._cache_size()
     for threshold in (0.11, 0.5, 0.93):
         for decay in (None, 3.0):
-            run([[3, 4, 5]], dataclasses.replace(DVP, prune_size=17, threshold=threshold, decay_temperature=decay))
+            for per_depth in (None, (threshold, 0.2, 0.3, 1.0)):
+                thresholds = {
+                    "threshold": threshold,
+                    "thresholds_per_depth": per_depth,
+                    "decay_temperature": decay,
+                }
+                run([[3, 4, 5]], dataclasses.replace(DVP, prune_size=17, **thresholds))
     assert generate_module._decode._cache_size() == compiled + 1
 
 
@@ -152,6 +181,39 @@ def test_the_int8_copy_is_never_widened_as_a_whole():
     assert not any("f32[3,2,512,96]" in text for text in copies if "fused_computation" not in text.split("{")[0])
 
 
+def nested(jaxpr):
+    """The jaxprs inside one's equations."""
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield equation, inner
+
+
+def asked_for(jaxpr, size):
+    """Whether anything of this size is computed before a `cond` is entered."""
+    shapes = [variable.aval.shape for equation in jaxpr.eqns for variable in equation.outvars]
+    inside = (asked_for(inner, size) for equation, inner in nested(jaxpr) if equation.primitive.name != "cond")
+    return any(size in shape for shape in shapes) or any(inside)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "reads"),
+    [("softmax_diff", True), ("softmax_max", True), ("entropy", True), ("state", False), ("meta", False)],
+)
+def test_a_measure_of_the_state_reads_no_logits_before_some_row_leaves(confidence, reads):
+    config = both(*MODEL)[1].config
+    policy = dataclasses.replace(CALM, confidence=confidence).policy(4, config.vocab_size)
+    params = {**both(*MODEL)[1].params, "meta": MetaClassifier(np.ones(32, np.float32), np.float32(0.0))}
+
+    def decide(hidden, before):
+        readers = Readers(whole_vocabulary(config, params), params["meta"])
+        return policy.decide(Depth(2, hidden, before, np.ones(3, bool)), np.float32(0.5), readers)
+
+    jaxpr = jax.make_jaxpr(decide)(np.ones((3, 32), np.float32), np.ones((3, 32), np.float32)).jaxpr
+    assert asked_for(jaxpr, config.vocab_size) == reads
+
+
 def test_forced_exits_follow_thresholds_by_token_and_depth():
     _, model = both(*MODEL)
     thresholds = np.full((8, 4), np.inf, np.float32)
@@ -169,8 +231,33 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp"),
-        ({"confidence": "softmax"}, "confidence is 'softmax'; allowed: softmax_diff, meta"),
+        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp, oracle"),
+        (
+            {"confidence": "softmax"},
+            "confidence is 'softmax'; allowed: softmax_diff, softmax_max, entropy, state, meta",
+        ),
+        (
+            {"confidence": "state"},
+            "confidence is 'state'; allowed with method 'dvp', which prunes what a measure of logits reads: "
+            "softmax_diff, softmax_max, entropy",
+        ),
+        ({"prune_rule": "half"}, "prune_rule is 'half'; allowed: fixed, mass, decay"),
+        ({"prune_rule": "mass"}, "prune_mass is None; prune_rule 'mass' needs a number above 0, to 1"),
+        ({"prune_mass": 0.0}, "prune_mass is 0.0; allowed: a number above 0, to 1"),
+        ({"prune_mass": 1.01}, "prune_mass is 1.01; allowed: a number above 0, to 1"),
+        ({"prune_mass": math.nan}, "prune_mass is nan; allowed: a number above 0, to 1"),
+        (
+            {"prune_rule": "decay"},
+            "prune_size_min is None; prune_rule 'decay' needs an integer from 1 to prune_size",
+        ),
+        ({"prune_size_min": 0}, "prune_size_min is 0; allowed: an integer of at least 1"),
+        ({"prune_size": 8, "prune_size_min": 9}, "prune_size_min is 9; allowed: at most prune_size, 8"),
+        ({"oracle_states": "mine"}, "oracle_states is 'mine'; allowed: own, full"),
+        (
+            {"thresholds_per_depth": (0.5, 1.5)},
+            "thresholds_per_depth is (0.5, 1.5); allowed: None or numbers from 0",
+        ),
+        ({"thresholds_per_depth": 0.5}, "thresholds_per_depth is 0.5; allowed: None or numbers from 0 to 1"),
         ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
         ({"screen": "int4"}, "screen is 'int4'; allowed: auto, none, int8"),
         ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
@@ -198,6 +285,11 @@ def test_impossible_settings_are_refused(fields, message):
         ({"prune_size": 212}, "prune_size is 212; allowed: an integer from 1 to 211 for this model"),
         ({"prune_layer": 4, "min_exit_layer": 4}, "prune_layer is 4; allowed: an integer from 1 to 3"),
         ({"min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4 for this model"),
+        ({"method": "oracle", "min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4"),
+        (
+            {"thresholds_per_depth": (0.5,) * 3},
+            "thresholds_per_depth has 3 values; allowed: 4, one for each layer",
+        ),
         ({"method": "calm", "min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4"),
         ({"method": "static", "static_exit_layer": 5}, "static_exit_layer is 5; allowed: an integer from 1 to 4"),
     ],

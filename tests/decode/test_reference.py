@@ -1,13 +1,16 @@
 """The jitted decoder against the slow reference, and against the published code's outputs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
+from dvp_jax.t5.meta import MetaClassifier
 from tests.models import both
 from tests.reference import reference_decode
 
@@ -20,18 +23,31 @@ TIE = 1e-5
 @st.composite
 def decode_settings(draw):
     num_layers = 4
-    method = draw(st.sampled_from(["full", "static", "calm", "dvp", "dvp"]))
-    fields = {"method": method, "max_new_tokens": 8}
+    method = draw(st.sampled_from(["full", "static", "oracle", "calm", "calm", "dvp", "dvp", "dvp"]))
+    measures = ["softmax_diff", "softmax_max", "entropy"] + (["state", "meta"] if method != "dvp" else [])
+    fields = {"method": method, "max_new_tokens": 8, "confidence": draw(st.sampled_from(measures))}
     if method == "static":
         fields["static_exit_layer"] = draw(st.integers(1, num_layers))
     if method in ("calm", "dvp"):
-        fields["threshold"] = draw(st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0]))
-        fields["min_exit_layer"] = draw(st.integers(1, num_layers))
+        threshold = st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0])
+        fields["threshold"] = draw(threshold)
+        if draw(st.booleans()):
+            fields["thresholds_per_depth"] = draw(st.tuples(*[threshold] * num_layers))
         fields["decay_temperature"] = draw(st.sampled_from([None, None, 0.0, 4.0]))
+    if method in ("calm", "dvp", "oracle"):
+        fields["min_exit_layer"] = draw(st.integers(1, num_layers))
+    if method == "oracle":
+        fields["oracle_states"] = draw(st.sampled_from(["own", "full"]))
     if method == "dvp":
         fields["prune_layer"] = draw(st.integers(1, min(fields["min_exit_layer"], num_layers - 1)))
         fields["prune_size"] = draw(st.sampled_from([1, 2, 5, 40, 211]))
         fields["final_vocab"] = draw(st.sampled_from(["full", "pruned"]))
+        fields["prune_rule"] = draw(st.sampled_from(["fixed", "mass", "decay"]))
+        if fields["prune_rule"] == "mass":
+            fields["prune_mass"] = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+        if fields["prune_rule"] == "decay":
+            sizes = [size for size in (1, 2, 5, 40) if size <= fields["prune_size"]]
+            fields["prune_size_min"] = draw(st.sampled_from(sizes))
     return fields
 
 
@@ -43,13 +59,22 @@ def assert_equal_to_reference(out, row, expected):
     np.testing.assert_allclose(out.confidences[row, :length], expected.confidences, atol=1e-4)
 
 
-@settings(max_examples=40)
+def with_classifier(model):
+    """The model with a classifier made at random, and that for the reference."""
+    weight = np.random.default_rng(0).normal(size=model.config.d_model).astype(np.float32)
+    meta = MetaClassifier(weight, np.float32(0.3))
+    model = dataclasses.replace(model, params={**model.params, "meta": meta})
+    return model, (torch.from_numpy(weight), 0.3)
+
+
+@settings(max_examples=80)
 @given(data=st.data())
 def test_tokens_and_exits_equal_the_reference(data):
     fields = data.draw(decode_settings())
     peer, model = both(*MODELS[data.draw(st.sampled_from(sorted(MODELS)))])
+    model, classifier = with_classifier(model)
     prompt = data.draw(st.lists(st.integers(2, 210), min_size=1, max_size=20))
-    expected = reference_decode(peer, prompt, **fields)
+    expected = reference_decode(peer, prompt, **fields, classifier=classifier)
     assume(expected.margin > TIE)
     loop = data.draw(st.sampled_from(["cond", "while"]))
     ids = np.array([prompt])

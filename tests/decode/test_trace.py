@@ -10,13 +10,19 @@ import dvp_jax
 from dvp_jax.decode.generate import encode
 from dvp_jax.decode.trace import trace
 from tests.models import both
-from tests.reference import read, run_layer, scales
+from tests.reference import best_of, confidence_of, cosine, decayed_size, likeliest, reaching, run_layer, scales
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
 ROWS = [[3, 4, 5, 17, 90], [9, 8], [100, 20, 30]]
 CALM = dvp_jax.DecodeConfig(method="calm", max_new_tokens=8, threshold=0.4, min_exit_layer=1)
 DVP = dataclasses.replace(CALM, method="dvp", prune_layer=2, min_exit_layer=3, prune_size=10)
 EARLY = dataclasses.replace(DVP, prune_layer=1, min_exit_layer=1, final_vocab="pruned")
+MASS = dataclasses.replace(EARLY, confidence="entropy", prune_rule="mass", prune_mass=0.7, threshold=0.85)
+DECAY = dataclasses.replace(DVP, prune_layer=1, prune_rule="decay", prune_size=40, prune_size_min=3)
+PRUNED_DECAY = dataclasses.replace(DECAY, confidence="softmax_max", min_exit_layer=2, final_vocab="pruned")
+STATE = dataclasses.replace(CALM, confidence="state", threshold=0.8)
+ORACLE = dataclasses.replace(CALM, method="oracle")
+TEACHER = dataclasses.replace(ORACLE, confidence="state", oracle_states="full")
 FULL = dataclasses.replace(CALM, method="full")
 
 
@@ -28,8 +34,9 @@ def sources(rows):
 
 
 @torch.no_grad()
-def slow_trace(model, input_ids, tokens, exit_layers, prune_layer=None, prune_size=None, last_pruned=False):
+def slow_trace(model, input_ids, tokens, exit_layers, cfg):
     """Each depth's token, confidence and rank of the token given, as (token, depth, 3)."""
+    pruned = cfg.method == "dvp"
     config, decoder = model.config, model.decoder
     source = torch.tensor([input_ids])
     encoded = model.encoder(input_ids=source).last_hidden_state
@@ -47,40 +54,55 @@ def slow_trace(model, input_ids, tokens, exit_layers, prune_layer=None, prune_si
                 frozen = hidden
             logits = model.lm_head.weight @ (scale * decoder.final_layer_norm(hidden)[0, 0])
             order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
-            whole = depth == config.num_decoder_layers and not last_pruned
-            candidate, confidence, _ = read(logits, None if whole else kept)
+            size = cfg.prune_size
+            if pruned and cfg.prune_rule == "decay":
+                size = decayed_size(cfg.prune_size, cfg.prune_size_min, depth, config.num_decoder_layers)
+                if kept is not None and depth >= cfg.min_exit_layer:
+                    kept, _ = likeliest(logits, kept, size)
+            seen = None if depth == config.num_decoder_layers and cfg.final_vocab == "full" else kept
+            candidate, _ = best_of(logits, seen)
+            if cfg.confidence == "state":
+                confidence = cosine(hidden[0, 0], entering[0, 0])
+            else:
+                confidence = confidence_of(logits, seen, cfg.confidence)
             depths.append((candidate, confidence, order.index(token)))
-            if depth == prune_layer:
-                kept = order[:prune_size]
+            if pruned and depth == cfg.prune_layer:
+                kept = order[:size]
+                if cfg.prune_rule == "mass":
+                    kept, _ = reaching(logits, kept, cfg.prune_mass, 0.0)
         out.append(depths)
         previous = token
     return np.array(out)
 
 
 @pytest.mark.parametrize(
-    ("decoded_by", "read_by"), [(FULL, CALM), (FULL, DVP), (CALM, CALM), (DVP, DVP), (DVP, CALM), (EARLY, EARLY)]
-)
+    ("decoded_by", "read_by"),
+    [
+        (FULL, CALM), (FULL, DVP), (CALM, CALM), (DVP, DVP), (DVP, CALM), (EARLY, EARLY), (MASS, MASS),
+        (DECAY, DECAY), (PRUNED_DECAY, PRUNED_DECAY), (STATE, STATE), (ORACLE, ORACLE),
+    ],
+)  # fmt: skip
 def test_every_depth_reads_what_pytorch_reads(decoded_by, read_by):
     peer, model = both(*MODEL)
     ids, mask = sources(ROWS)
     out = dvp_jax.generate(model, ids, mask, decoded_by)
     assert decoded_by is FULL or len(set(out.exit_layers[out.exit_layers > 0].tolist())) > 1
     found = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, read_by)
-    pruning = {}
-    if read_by.method == "dvp":
-        pruning = {"prune_layer": read_by.prune_layer, "prune_size": read_by.prune_size}
-        pruning["last_pruned"] = read_by.final_vocab == "pruned"
     for row, length in enumerate(out.lengths):
         text = out.tokens[row, :length].tolist(), out.exit_layers[row, :length].tolist()
-        expected = slow_trace(peer, ROWS[row], *text, **pruning)
+        expected = slow_trace(peer, ROWS[row], *text, read_by)
         np.testing.assert_array_equal(found.candidates[row, :length], expected[..., 0])
         np.testing.assert_allclose(found.confidences[row, :length], expected[..., 1], atol=1e-4)
         np.testing.assert_array_equal(found.ranks[row, :length], expected[..., 2])
 
 
 @pytest.mark.parametrize(
-    "cfg", [FULL, CALM, DVP, EARLY, dataclasses.replace(FULL, method="static", static_exit_layer=2)]
-)
+    "cfg",
+    [
+        FULL, CALM, DVP, EARLY, MASS, DECAY, PRUNED_DECAY, STATE, ORACLE, TEACHER,
+        dataclasses.replace(FULL, method="static", static_exit_layer=2),
+    ],
+)  # fmt: skip
 def test_at_its_exit_each_token_is_read_as_decoding_read_it(cfg):
     model = both(*MODEL)[1]
     ids, mask = sources(ROWS)

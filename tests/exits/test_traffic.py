@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dvp_jax.exits.policy import CALM, DVP, Static
+from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
+from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.exits.traffic import bytes_per_token
 from dvp_jax.t5.config import T5Config
 
@@ -41,14 +42,29 @@ def test_bytes_are_those_of_the_products_computed(exit_layer, batch):
     calm = CALM(L, "softmax_diff", 2)
     assert bytes_of(calm, exit_layer, batch) == 4 * (base + (len(asked) + last) * D * V)
     for final_vocab, final in (("full", D * V), ("pruned", batch * D * K)):
-        dvp = DVP(L, "softmax_diff", 2, 2, K, final_vocab)
+        dvp = DVP(L, "softmax_diff", 2, 2, Fixed(K), final_vocab)
         read = D * V + (len(asked) - 1) * batch * D * K + last * final
         assert bytes_of(dvp, exit_layer, batch) == 4 * (base + read)
         assert bytes_of(dvp, exit_layer, batch, itemsize=2) == 2 * (base + read)
 
 
+@pytest.mark.parametrize("exit_layer", range(2, L + 1))
+def test_masked_rows_are_read_too(exit_layer):
+    fixed = DVP(L, "softmax_diff", 2, 2, Fixed(K), "pruned")
+    mass = DVP(L, "softmax_diff", 2, 2, Mass(K, 0.5), "pruned")
+    # 76 / (1 + 46 / 30 * 2 / 6) = 50.29: what is gathered at p stays, however few of it are still candidates.
+    decay = DVP(L, "softmax_diff", 2, 2, Decay(76, 30, L), "pruned")
+    assert bytes_of(mass, exit_layer) == bytes_of(decay, exit_layer) == bytes_of(fixed, exit_layer)
+
+
+@pytest.mark.parametrize("exit_layer", range(2, L + 1))
+@pytest.mark.parametrize("policy", [HiddenCALM(L, "state", 2), Oracle(L, "entropy", 2, "full")])
+def test_where_confidence_needs_no_vocabulary_it_is_read_once(policy, exit_layer):
+    assert bytes_of(policy, exit_layer) == 4 * (layers(exit_layer, 1) + D * V)
+
+
 def test_the_int8_copy_is_a_quarter_of_the_vocabulary_and_what_is_rescored():
-    dvp = DVP(L, "softmax_diff", 2, 2, K, "full")
+    dvp = DVP(L, "softmax_diff", 2, 2, Fixed(K), "full")
     whole = bytes_of(dvp, 2) - 4 * layers(2, 1)
     screened = bytes_of(dvp, 2, screened=True) - 4 * layers(2, 1)
     assert whole == 4 * D * V

@@ -4,11 +4,15 @@ import dataclasses
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.calibration import calibration_curve
 
+from dvp_jax.evaluation import make_methods
+from experiments.configs.found import get_config
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
 from tests.experiments.test_launchers import (
     SENTENCES,
@@ -19,6 +23,7 @@ from tests.experiments.test_launchers import (
     make_checkpoint,
     start,
 )
+from tests.reference import confidence_of
 
 CONFIG = """
 from experiments.configs.common import evaluation
@@ -84,7 +89,11 @@ class Outcome:
 
     run: subprocess.CompletedProcess
     data: dict
-    files: list[str]
+    workdir: Path
+
+    @property
+    def files(self) -> list[str]:
+        return files_of(self.workdir)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +103,7 @@ def launched(peer, tmp_path_factory) -> Callable[..., Outcome]:
         program = program or ("-m", f"experiments.{name}")
         run = start(*program, peer.config, f"--workdir={workdir}", *arguments)
         assert run.returncode == 0, run.stderr
-        return Outcome(run, json.loads((workdir / f"{name}.json").read_text(encoding="utf-8")), files_of(workdir))
+        return Outcome(run, json.loads((workdir / f"{name}.json").read_text(encoding="utf-8")), workdir)
 
     return call
 
@@ -190,6 +199,47 @@ def test_calibration_measures_pruned_and_whole_confidence_against_both_texts(pee
         "report.html",
     ]
     assert f"| all | 0.4 | {100 * report['thresholds'][0]['whole']['agreement']:.2f} (" in out.run.stdout
+
+
+def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, launched):
+    out = launched("thresholds", "--share=0.75")
+    rows = {row["name"]: row for row in out.data["tasks"]["translation"]}
+    logits, hidden = ["softmax_diff", "softmax_max", "entropy"], ["state"]
+    assert list(rows) == [f"calm_{name}" for name in (*logits, *hidden)] + [f"dvp_8_{name}" for name in logits]
+    found = 0
+    for name, row in rows.items():
+        thresholds = row["settings"]["thresholds_per_depth"]
+        assert thresholds[: P - 1] == [1.0] and thresholds[-1] == 1.0
+        assert sum(row["exits"]) == len(peer.tokens)
+        if row["settings"]["confidence"] in hidden:
+            continue
+        read = pruned(peer.logits, P, K) if name.startswith("dvp") else peer.logits
+        staying = np.ones(len(peer.tokens), bool)
+        for depth in range(P, LAYERS):
+            sure = np.array([
+                confidence_of(torch.from_numpy(of_token), np.isfinite(of_token), row["settings"]["confidence"])
+                for of_token in read[:, depth - 1]
+            ])  # fmt: skip
+            agrees = read[:, depth - 1].argmax(axis=-1) == peer.tokens
+            leaves = staying & (sure > thresholds[depth - 1] + 1e-5)
+            assert (row["exits"][depth - 1], row["agreeing"][depth - 1]) == (leaves.sum(), (leaves & agrees).sum())
+            assert not leaves.any() or agrees[leaves].mean() >= 0.75
+            for lower in sure[staying & (sure < thresholds[depth - 1] - 1e-5)]:
+                assert agrees[staying & (sure > lower + 1e-5)].mean() < 0.75
+            staying &= ~leaves
+            found += leaves.sum()
+    assert found > 0  # else nothing left at all
+    assert out.files == [".lock", "report.html", "thresholds.json"]
+
+    config = get_config(str(out.workdir / "thresholds.json")).to_dict()
+    methods = make_methods(config["methods"], 6)
+    assert set(methods) == {"full", *rows}
+    for name, row in rows.items():
+        assert methods[name].thresholds_per_depth == tuple(row["settings"]["thresholds_per_depth"])
+        assert methods[name].method == name.split("_")[0] and name.endswith(methods[name].confidence)
+    assert config["tasks"] == out.data["config"]["tasks"] and config["model"] == out.data["model"]
+    with pytest.raises(ValueError, match="has translation, not task 'squad'"):
+        get_config(f"{out.workdir / 'thresholds.json'},squad")
 
 
 TINY = """

@@ -25,8 +25,9 @@ import dvp_jax
 import dvp_jax.check
 from dvp_jax.data import Example, make_task
 from dvp_jax.decode.generate import Decoded
-from dvp_jax.evaluation import evaluate, make_methods, results_table
+from dvp_jax.evaluation import describe, evaluate, make_methods, results_table
 from dvp_jax.files import prepare_workdir, write_whole
+from dvp_jax.report.traces import trace_texts
 from tests.models import random_model, save
 from tests.reference import reference_decode
 
@@ -529,8 +530,35 @@ def test_evaluate_refuses_a_model_without_a_tokenizer(model):
         evaluate(dataclasses.replace(model, tokenizer=None), Sentences(["baba"]), {"a": FULL})
 
 
+RULES = {
+    "oracle": {"method": "oracle", "oracle_states": "full", "min_exit_layer": 1},
+    "state": {"method": "calm", "confidence": "state", "threshold": 0.8},
+    "each": {"method": "calm", "thresholds_per_depth": (1.0, 0.4, 0.2, 1.0), "confidence": "softmax_max"},
+    "mass": {"method": "dvp", "threshold": 0.5, "prune_rule": "mass", "prune_mass": 0.8},
+    "decay": {"method": "dvp", "threshold": 0.5, "prune_rule": "decay", "prune_size_min": 4},
+}
+
+
+def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
+    task, methods = Sentences(SENTENCES[:2]), make_methods(RULES, 5)
+    rows, predictions = evaluate(model, task, methods)
+    for prediction, sentence in zip(predictions, len(RULES) * SENTENCES[:2], strict=True):
+        expected = checkpoint.decode(sentence, max_new_tokens=5, **RULES[prediction["name"]])
+        assert (prediction["tokens"], prediction["exit_layers"]) == (expected.tokens, expected.exit_layers)
+    assert {row["name"]: describe(row) for row in rows} == {
+        "oracle": "min exit 1, states full",
+        "state": "state, threshold 0.8, min exit 2",
+        "each": "softmax_max, thresholds 1 0.4 0.2 1, min exit 2",
+        "mass": "threshold 0.5, min exit 2, p 2, K 64, mass 0.8",
+        "decay": "threshold 0.5, min exit 2, p 2, K 64, K min 4",
+    }
+    for trace in trace_texts(model, task, methods, rows, predictions, 2):
+        exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1
+        assert np.array(trace["candidates"])[exits].tolist() == trace["pieces"]
+
+
 def test_results_table_is_markdown_of_the_rows():
-    nothing = dict.fromkeys(["threshold", "decay_temperature", "min_exit_layer", "prune_layer", "prune_size"])
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(dvp_jax.DecodeConfig))
     row = {
         **nothing,
         "task": "squad",

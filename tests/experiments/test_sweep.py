@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import dvp_jax
 from dvp_jax.experiment import sweep_methods
 from dvp_jax.report.evaluation import advice
 from tests.experiments.test_launchers import ROOT, SENTENCES, check_error, launch, make_checkpoint, read_lines
@@ -226,7 +228,7 @@ def test_an_impossible_cell_is_refused_before_anything_is_decoded(configs, tmp_p
 
 
 def cell(method, metric, flops, **settings):
-    fields = ("threshold", "decay_temperature", "min_exit_layer", "prune_layer", "prune_size", "static_exit_layer")
+    fields = [field.name for field in dataclasses.fields(dvp_jax.DecodeConfig)]
     row = {**dict.fromkeys(fields), **settings, "method": method, "metric": {"f1": metric}, "num_layers": 8}
     costs = {"layer_flops_per_token": flops, "unembedding_flops_per_token": 0.0, "ms_per_token": 1.0}
     return {**row, **costs, "mean_exit_layer": 2.0}
