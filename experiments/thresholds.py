@@ -20,11 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dvp_jax import launch
-from dvp_jax.analysis.thresholds import threshold_report, threshold_table, variants
-from dvp_jax.analysis.tokens import full_model_texts, load_sources, trace_texts
-from dvp_jax.experiment import set_up
-from dvp_jax.files import write_json
-from dvp_jax.report.html import Section, tables_of, write_report
+from dvp_jax.analysis.run import run_thresholds
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where thresholds.json and report.html go.", required=True)
@@ -33,23 +29,7 @@ _SHARE = flags.DEFINE_float("share", 0.98, "Of the exits of each depth, that mus
 
 def main() -> None:
     """Traces the full model's own texts under every measure."""
-    config = _CONFIG.value
-    if not 0.0 < _SHARE.value <= 1.0:
-        raise ValueError(f"share is {_SHARE.value}; allowed: above 0, to 1")
-    with set_up(config.to_dict(), _WORKDIR.value) as setup:
-        reports, sections = {}, []
-        for task, methods in setup.tasks:
-            ways = variants(methods, "meta" in setup.model.params)
-            sources = load_sources(setup.model, task, batch_size=config.batch_size, limit=config.limit)
-            texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-            table = trace_texts(setup.model, sources, texts, ways)
-            report = reports[task.name] = threshold_report(table, ways, _SHARE.value)
-            found = threshold_table(report)
-            sections.append(Section(task.name, "", tables_of(found)))
-            print(f"{task.name}:\n\n{found}\n")
-        found_here = {"share": _SHARE.value, "tasks": reports}
-        write_json(setup.workdir / "thresholds.json", {**found_here, **setup.made_by})
-        write_report(setup.workdir / "report.html", "Thresholds", sections, setup.made_by)
+    print(run_thresholds(_CONFIG.value.to_dict(), _WORKDIR.value, share=_SHARE.value))
 
 
 if __name__ == "__main__":

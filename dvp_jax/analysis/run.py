@@ -11,6 +11,7 @@ from dvp_jax.analysis.calibration import VOCABULARIES, calibration_report, calib
 from dvp_jax.analysis.failures import failure_report, failure_table
 from dvp_jax.analysis.ranks import prune_sizes, rank_report, rank_table
 from dvp_jax.analysis.scaling import coverage_rows
+from dvp_jax.analysis.thresholds import check_share, threshold_report, threshold_table, variants
 from dvp_jax.analysis.tokens import (
     WHOLE,
     Sources,
@@ -138,6 +139,33 @@ def run_calibration(config: Mapping[str, Any], workdir: str | Path, *, threshold
         return found.write()
 
 
+def run_thresholds(config: Mapping[str, Any], workdir: str | Path, *, share: float) -> str:
+    """The threshold of each depth for every method and measure: thresholds.json and report.html.
+
+    Args:
+        config: of an evaluation, with at least one calm or dvp method.
+        workdir: made where it is missing.
+        share: of the exits of each depth, that must agree with the full model.
+
+    Returns:
+        The tables, as Markdown.
+
+    Raises:
+        ValueError: bad settings or data, share outside (0, 1].
+        OSError: files that are missing, or a workdir that is in use or cannot be written.
+    """
+    check_share(share)
+    with set_up(config, workdir) as setup:
+        found = _Found(setup, "thresholds", f"Thresholds for which {100 * share:g} % of the exits agree")
+        for task, methods in setup.tasks:
+            ways = variants(methods, "meta" in setup.model.params)
+            sources = _sources(setup, task, config)
+            texts = full_model_texts(setup.model, sources, task.max_new_tokens)
+            report = threshold_report(token_table(setup.model, sources, texts, ways), ways, share)
+            found.add([task.name], task.name, report, threshold_table(report), {})
+        return found.write()
+
+
 def needed_sizes(setup: Setup, config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The K that keeps nearly all of the full model's choices at the depths p of the dvp methods.
 
@@ -167,7 +195,7 @@ class _Found:
         self._sections: list[Section] = []
         self._printed: list[str] = []
 
-    def add(self, place: list[str], title: str, report: Report, shown: str, plots: Plots) -> None:
+    def add(self, place: list[str], title: str, report: Any, shown: str, plots: Plots) -> None:
         """Notes the report under the names in `place`, and how it is shown."""
         reports = self._reports
         for name in place[:-1]:

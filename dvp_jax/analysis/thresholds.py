@@ -18,6 +18,12 @@ NEVER = 1.0
 """The threshold of a depth at which no token may leave."""
 
 
+def check_share(share: float) -> None:
+    """Raises ValueError outside (0, 1]."""
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share is {share}; allowed: above 0, to 1")
+
+
 def depth_thresholds(
     confidences: Float[np.ndarray, "tokens depths"], agrees: Bool[np.ndarray, "tokens depths"], share: float
 ) -> list[float]:
@@ -37,8 +43,7 @@ def depth_thresholds(
     Raises:
         ValueError: share outside (0, 1].
     """
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"share is {share}; allowed: above 0, to 1")
+    check_share(share)
     thresholds = []
     staying = np.ones(len(confidences), bool)
     for column in range(confidences.shape[1]):
