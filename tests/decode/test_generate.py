@@ -61,7 +61,7 @@ ORACLE = dataclasses.replace(CALM, method="oracle")
 )
 def test_threshold_one_never_exits(rows, cfg, loop):
     never = dataclasses.replace(cfg, threshold=1.0, layer_loop=loop)
-    assert_same(run(rows, never), run(rows, FULL))
+    assert_same(run(rows, never), run(rows, dataclasses.replace(cfg, method="full")))
 
 
 @settings(max_examples=15)

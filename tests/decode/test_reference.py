@@ -16,8 +16,9 @@ from tests.reference import reference_decode
 
 # Spread embeddings and strong layers, so that exits happen at many depths. name: arguments of `both`
 MODELS = {"tied": ("t5", 0, 4.0, 4.0), "untied": ("t5.1.1", 0, 0.35, 3.0), "umt5": ("umt5", 0, 4.0, 3.0)}
-TIE = 1e-5
-"""Decisions closer than this may fall either way in float32."""
+TIE = 1e-3
+"""Decisions closer than this may fall either way in float32. These models amplify its rounding: of 180 random prompts
+PyTorch's own confidences in float32 and in float64 differ by up to 2.2e-4."""
 
 
 @st.composite
@@ -56,7 +57,7 @@ def assert_equal_to_reference(out, row, expected):
     assert out.lengths[row] == length
     assert out.tokens[row, :length].tolist() == expected.tokens
     assert out.exit_layers[row, :length].tolist() == expected.exit_layers
-    np.testing.assert_allclose(out.confidences[row, :length], expected.confidences, atol=1e-4)
+    np.testing.assert_allclose(out.confidences[row, :length], expected.confidences, atol=TIE)
 
 
 def with_classifier(model):
