@@ -39,9 +39,10 @@ def reference_decode(
     final_vocab: str = "full",
     decay_temperature: float | None = None,
     oracle_states: str = "own",
+    max_waiting: int | None = None,
     classifier: tuple[torch.Tensor, float] | None = None,
 ) -> Reference:
-    """Decodes one row; `classifier` is the weight and the bias of the measure "meta"."""
+    """Decodes one row, and waits for nothing, whatever `max_waiting`; `classifier` is the weight and the bias of the measure "meta"."""
     config, decoder = model.config, model.decoder
     num_layers = config.num_decoder_layers
     source = torch.tensor([input_ids])
@@ -102,7 +103,8 @@ def reference_decode(
                 out.margin = min(out.margin, gap)
                 if token == full:
                     break
-            if method in ("calm", "dvp") and depth >= min_exit_layer:
+            only_here = method == "shallow_deep" and depth == min_exit_layer
+            if only_here or (method in ("calm", "dvp") and depth >= min_exit_layer):
                 token_here, sure, gap = read(hidden, before, kept)
                 alone = kept is not None and len(kept) == 1  # certain by definition, not by rounding
                 out.margin = min(out.margin, math.inf if alone else abs(sure - limit))
@@ -119,7 +121,11 @@ def reference_decode(
                 if prune_rule == "mass":
                     kept, edge = reaching(logits, kept, prune_mass, edge)
                 out.margin = min(out.margin, edge)
-        if method == "oracle" and oracle_states == "full":
+        if method == "shallow_deep":  # the layers run all the same, for what later tokens attend to
+            for deeper in range(depth, num_layers):
+                entered[deeper].append(hidden)
+                hidden = run_layer(decoder, deeper, entered[deeper], encoded)
+        elif method == "oracle" and oracle_states == "full":
             for deeper in range(depth, num_layers):
                 entered[deeper].append(states[deeper])
         else:

@@ -15,13 +15,16 @@ from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass, PruningRule
 from dvp_jax.exits.screen import screening_pays
 
-METHODS = ("full", "static", "calm", "dvp", "oracle")
+METHODS = ("full", "static", "calm", "dvp", "shallow_deep", "oracle")
 CONFIDENCES = (*LOGIT_MEASURES, *HIDDEN_MEASURES)
 PRUNE_RULES = ("fixed", "mass", "decay")
 FINAL_VOCABS = ("full", "pruned")
 ORACLE_STATES = ("own", "full")
 SCREENS = ("auto", "none", "int8")
 LAYER_LOOPS = ("auto", "while", "cond")
+
+WAITING = {"shallow_deep": 8}
+"""How many tokens at most wait to be caught up with where the config does not say; 1 for other methods."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +37,10 @@ class DecodeConfig:
     Attributes:
         method: "full" runs every layer; "static" stops after `static_exit_layer`; "calm" exits at the first
             depth whose confidence over the whole vocabulary exceeds the threshold; "dvp" reads that
-            confidence from the `prune_size` likeliest tokens of depth `prune_layer`; "oracle" exits at the first
-            depth whose likeliest token is the full model's, a bound for analysis that runs every layer.
+            confidence from the `prune_size` likeliest tokens of depth `prune_layer`; "shallow_deep" asks at
+            `min_exit_layer` only and runs the other layers later, for several tokens together (FREE); "oracle"
+            exits at the first depth whose likeliest token is the full model's, a bound for analysis that runs
+            every layer.
         max_new_tokens: tokens to generate at most, the end token counted.
         threshold: in [0, 1]; a confidence must exceed it, so 1 never exits.
         thresholds_per_depth: instead of `threshold`, one for each depth 1..L (experiments.thresholds finds
@@ -55,6 +60,9 @@ class DecodeConfig:
         final_vocab: what "dvp" reads a token from that reached the last depth: the "full" vocabulary, as
             published, or the "pruned" one.
         decay_temperature: None for a constant threshold, else CALM's decay over the output.
+        max_waiting: how many tokens may wait until the layers that they left out catch up with them, side by side:
+            for "calm" and "dvp" with their keys and values (deferred state propagation; None or 1: at once), for
+            "shallow_deep" with the layers themselves (None: 8). The tokens are the same.
         oracle_states: what later tokens of "oracle" attend to: the states of its "own" exits, propagated, or
             those of the "full" model.
         screen: how the whole vocabulary is read: "none" multiplies with the unembedding; "int8" finds the
@@ -79,6 +87,7 @@ class DecodeConfig:
     static_exit_layer: int | None = None
     final_vocab: str = "full"
     decay_temperature: float | None = None
+    max_waiting: int | None = None
     oracle_states: str = "own"
     screen: str = "auto"
     layer_loop: str = "auto"
@@ -108,6 +117,8 @@ class DecodeConfig:
             raise ValueError("static_exit_layer is None; allowed with method 'static': a depth of at least 1")
         if self.static_exit_layer is not None:
             _check_integer("static_exit_layer", self.static_exit_layer, 1, None)
+        if self.max_waiting is not None:
+            _check_integer("max_waiting", self.max_waiting, 1, None)
         if self.method == "dvp" and self.confidence not in LOGIT_MEASURES:
             raise ValueError(
                 f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
@@ -143,6 +154,13 @@ class DecodeConfig:
             if self.prune_rule == rule and getattr(self, name) is None:
                 raise ValueError(f"{name} is None; prune_rule {rule!r} needs {needed}")
 
+    @property
+    def window(self) -> int:
+        """How many tokens are caught up with together, this one counted."""
+        if self.method not in ("calm", "dvp", "shallow_deep"):
+            return 1  # no layer is left out
+        return WAITING.get(self.method, 1) if self.max_waiting is None else self.max_waiting
+
     def screens(self, backend: str, batch: int) -> bool:
         """Whether the whole vocabulary is read through an int8 copy of the unembedding."""
         auto = self.screen == "auto" and self.method == "dvp" and screening_pays(backend, batch)
@@ -168,12 +186,13 @@ class DecodeConfig:
             return Static(self.static_exit_layer, self.confidence)
         if self.method == "dvp":
             _check_integer("prune_layer", self.prune_layer, 1, num_layers - 1)
-        _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers)
+        together = self.method == "shallow_deep"
+        _check_integer("min_exit_layer", self.min_exit_layer, 1, num_layers - together)
         if self.method == "oracle":
             return Oracle(num_layers, self.confidence, self.min_exit_layer, self.oracle_states)
-        if self.method == "calm":
+        if self.method in ("calm", "shallow_deep"):
             kind = CALM if self.confidence in LOGIT_MEASURES else HiddenCALM
-            return kind(num_layers, self.confidence, self.min_exit_layer)
+            return kind(num_layers, self.confidence, self.min_exit_layer, all_or_none=together)
         _check_integer("prune_size", self.prune_size, 1, vocab_size)
         return DVP(
             num_layers,

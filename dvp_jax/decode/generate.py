@@ -19,10 +19,11 @@ from numpy.typing import ArrayLike
 from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.memory import Encoded, Memory, Structure, new_memory
 from dvp_jax.decode.oracle import decode_oracle_token
-from dvp_jax.decode.step import DecoderLayers, Structure, decode_token
+from dvp_jax.decode.step import decode_token
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
-from dvp_jax.exits.policy import ExitPolicy, Oracle
+from dvp_jax.exits.policy import Oracle, Static
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -41,22 +42,12 @@ class Decoded:
 
 
 @struct.dataclass
-class Encoded:
-    """What the decoder needs of the sources: computed once per request."""
-
-    cross: list[KeysValues]  # cross-attention keys and values of each decoder layer
-    mask: Bool[Array, "batch source"]
-    active: Bool[Array, " batch"]  # False in rows that only fill up the batch
-
-
-@struct.dataclass
 class DecodeState:
     """The whole state of the token loop."""
 
-    step: Int[Array, ""]  # tokens decoded so far
     token: Int[Array, " batch"]  # the last one of each row
     ended: Bool[Array, " batch"]
-    caches: list[KeysValues]  # self-attention keys and values of each layer, one array each
+    memory: Memory
     decoded: Decoded
 
 
@@ -81,19 +72,15 @@ def _decode(
     decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
 
     def unfinished(state: DecodeState) -> Array:
-        return (state.step < max_new_tokens) & ~jnp.all(state.ended)
+        return (state.memory.step < max_new_tokens) & ~jnp.all(state.ended)
 
     def next_token(state: DecodeState) -> DecodeState:
-        t = state.step
-        layers = DecoderLayers(structure, params, encoded.cross, encoded.mask, state.caches, t)
-        row, fresh = decode_next(structure, params, layers, state.token, state.ended, thresholds[t])
-        write = partial(lax.dynamic_update_slice_in_dim, start_index=t, axis=2)
-        old = state.decoded
+        t, old = state.memory.step, state.decoded
+        row, memory = decode_next(structure, params, encoded, state.memory, state.token, state.ended, thresholds)
         return DecodeState(
-            step=t + 1,
             token=row.token,
             ended=state.ended | (row.token == config.eos_token_id),
-            caches=jax.tree.map(write, state.caches, fresh),
+            memory=memory,
             decoded=Decoded(
                 tokens=old.tokens.at[:, t].set(row.token),
                 lengths=old.lengths + ~state.ended,
@@ -103,13 +90,11 @@ def _decode(
         )
 
     batch = encoded.active.shape[0]
-    cache = jnp.zeros((batch, config.num_heads, max_new_tokens, config.d_kv), encoded.cross[0][0].dtype)
     counts = jnp.zeros((batch, max_new_tokens), jnp.int32)
     state = DecodeState(
-        step=jnp.int32(0),
         token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
         ended=~encoded.active,
-        caches=[(cache, cache) for _ in range(config.num_decoder_layers)],
+        memory=new_memory(structure, encoded),
         decoded=Decoded(counts + config.pad_token_id, counts[:, 0], counts, counts.astype(jnp.float32)),
     )
     return lax.while_loop(unfinished, next_token, state).decoded
@@ -190,13 +175,14 @@ def _arguments(
         policy,
         cfg.max_new_tokens,
         choose_layer_loop(cfg.layer_loop),
+        cfg.window,
     )
     screens = cfg.screens(jax.default_backend(), encoded.active.shape[0])
     params = {**model.params, "screen": model.screen} if screens else model.params
     return structure, params, encoded, thresholds
 
 
-def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
+def decode_policy(model: Model, cfg: DecodeConfig) -> Static:
     """The exit policy of cfg on a model.
 
     Raises:

@@ -1,12 +1,13 @@
-"""Two interchangeable loops over the layers of one token: the heart of early exit.
+"""Two interchangeable loops over the layers of one token: the heart of early exit. And FREE's, for all or none.
 
 Both run layers until every row has exited; then state propagation gives the layers that did not run the keys
-and values they are owed. Depths are Python integers in both loops, so a layer's program may depend on its
+and values they are owed. Depths are Python integers in all of them, so a layer's program may depend on its
 depth. Weights and caches are closed over by the branches, never carried, and so never copied.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.decode.memory import DecoderLayers
 from dvp_jax.t5.layers import KeysValues
 
 
@@ -99,6 +101,41 @@ def propagate_state(
 
     branches = [partial(branch, ran) for ran in range(len(fresh) + 1)]
     return lax.switch(count, branches, state.hidden, fresh)
+
+
+def run_together(
+    layers: DecoderLayers, depths: Sequence[int], state: DepthState
+) -> tuple[Array, DepthState, list[KeysValues]]:
+    """Shallow-deep (FREE, section 3): all deeper layers, for this token and those that wait side by side, or none.
+
+    They run where a row goes on, and at a block's end. What they then know of a token that left is what they
+    would if it had not. Returns as `cond_loop`; where none ran, the blocks as they were.
+    """
+
+    def stay(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:
+        return jnp.int32(0), state, [layers.known(depth) for depth in depths]
+
+    def go(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:
+        states = before = layers.waiting(state.hidden)
+        blocks = []
+        for depth in depths:
+            before = states
+            states, block = layers.run_block(depth, states)
+            blocks.append(block)
+
+        def this(states: Array, otherwise: Array) -> Array:
+            mine = lax.dynamic_index_in_dim(states, layers.column, axis=1, keepdims=False)
+            return jnp.where(state.exited[:, None], otherwise, mine)
+
+        state = dataclasses.replace(
+            state,
+            hidden=this(states, state.hidden),
+            before=None if state.before is None else this(before, state.before),
+            exit_layer=jnp.where(state.exited, state.exit_layer, depths[-1]),
+        )
+        return jnp.int32(len(depths)), state, blocks
+
+    return lax.cond(jnp.all(state.exited) & ~layers.block_ends, stay, go, state)
 
 
 LAYER_LOOPS = {"cond": cond_loop, "while": while_loop}

@@ -6,34 +6,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.layer_loop import DepthState
-from dvp_jax.decode.step import DecoderLayers, Structure, whole_vocabulary
+from dvp_jax.decode.memory import DecoderLayers, Encoded, Memory, Structure
+from dvp_jax.decode.step import whole_vocabulary
 from dvp_jax.exits.policy import Depth, Oracle, Readers
 from dvp_jax.exits.thresholds import ALWAYS
-from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.model import Params, embed
 
 
 def decode_oracle_token(
     structure: Structure,
     params: Params,
-    layers: DecoderLayers,
+    encoded: Encoded,
+    memory: Memory,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
-    thresholds: Float[Array, " num_depths"],
-) -> tuple[DepthState, list[KeysValues]]:
+    thresholds: Float[Array, "max_new_tokens num_depths"],
+) -> tuple[DepthState, Memory]:
     """`decode_token` of the `Oracle`: runs all layers, and then looks for the first that said the same.
 
     Args and returns as of `decode_token`; what a confidence exceeds does not matter.
     """
     config, policy = structure.config, structure.policy
     assert isinstance(policy, Oracle)
+    layers = DecoderLayers(structure, params, encoded, memory)
     readers = Readers(whole_vocabulary(config, params), params.get("meta"))
     states = [embed(params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...
-    fresh, readings = [], []
+    blocks, readings = [], []
     for depth in range(1, policy.last_depth + 1):
-        hidden, keys_values = layers.run(depth, states[-1])
+        hidden, block = layers.run(depth, states[-1])
         states.append(hidden)
-        fresh.append(keys_values)
+        blocks.append(block)
         if depth >= policy.first_exit:
             readings.append(policy.decide(Depth(depth, hidden, states[-2], ~ended), jnp.asarray(ALWAYS), readers))
 
@@ -44,8 +46,8 @@ def decode_oracle_token(
     exit_layer = policy.first_exit + first
     left_with = jnp.stack(states)[exit_layer, rows]
     if policy.states == "own":
-        fresh = [
-            layers.keys_values(depth, jnp.where((exit_layer < depth)[:, None], left_with, states[depth - 1]))
+        blocks = [
+            layers.with_this(depth, jnp.where((exit_layer < depth)[:, None], left_with, states[depth - 1]))
             for depth in range(1, policy.last_depth + 1)
         ]
     state = DepthState(
@@ -57,4 +59,4 @@ def decode_oracle_token(
         before=None,
         kept=None,
     )
-    return state, fresh
+    return state, layers.remember(left_with, policy.last_depth, blocks)

@@ -3,53 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state
-from dvp_jax.exits.policy import Depth, ExitPolicy, Readers, Reading
+from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state, run_together
+from dvp_jax.decode.memory import DecoderLayers, Encoded, Memory, Structure
+from dvp_jax.exits.policy import Depth, Readers, Reading
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, padding_bias, relative_bias
-from dvp_jax.t5.model import Params, embed, has_relative_bias, unembedding
-
-
-@dataclasses.dataclass(frozen=True)
-class Structure:
-    """All that decides the compiled decode program, beside the shapes of its arguments."""
-
-    config: T5Config
-    policy: ExitPolicy
-    max_new_tokens: int
-    layer_loop: str
+from dvp_jax.t5.layers import KeysValues
+from dvp_jax.t5.model import Params, embed, unembedding
 
 
 def decode_token(
     structure: Structure,
     params: Params,
-    layers: DecoderLayers,
+    encoded: Encoded,
+    memory: Memory,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
-    thresholds: Float[Array, " num_depths"],
-) -> tuple[DepthState, list[KeysValues]]:
+    thresholds: Float[Array, "max_new_tokens num_depths"],
+) -> tuple[DepthState, Memory]:
     """Decodes the token after `token` in every row whose text has not ended.
 
     Args:
         structure: model, policy and loop.
         params: of the model.
-        layers: the decoder's, at this step.
+        encoded: the sources.
+        memory: of the tokens before.
         token: the last token of each row.
         ended: rows that need no token.
-        thresholds: what confidence must exceed, at depth l in thresholds[l - 1].
+        thresholds: what confidence must exceed, for the token after t others at depth l in thresholds[t, l - 1].
 
     Returns:
-        The rows' tokens, exits and confidences, and the new keys and values of each layer.
+        The rows' tokens, exits and confidences, and the memory that has them.
     """
     config, policy = structure.config, structure.policy
+    layers = DecoderLayers(structure, params, encoded, memory)
+    of_row = thresholds[memory.age]
     vocabulary = whole = whole_vocabulary(config, params)
     meta = params.get("meta")
 
@@ -69,7 +62,7 @@ def decode_token(
         )
 
     def run(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
-        hidden, keys_values = layers.run(depth, state.hidden)
+        hidden, block = layers.run(depth, state.hidden)
         state = dataclasses.replace(
             state,
             hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
@@ -77,9 +70,9 @@ def decode_token(
             before=state.hidden if policy.compares else None,
         )
         if policy.first_exit <= depth < policy.last_depth:
-            reading = policy.decide(at(depth, state), thresholds[depth - 1], kept_readers(state))
+            reading = policy.decide(at(depth, state), of_row[:, depth - 1], kept_readers(state))
             state = dataclasses.replace(leave(state, reading), kept=reading.kept)
-        return state, keys_values
+        return state, block
 
     embedded = embed(params["shared"], token[:, None])[:, 0]
     state = DepthState(
@@ -91,87 +84,26 @@ def decode_token(
         before=embedded if policy.compares else None,
         kept=None,
     )
-    fresh = []
+    blocks = []
     for depth in range(1, policy.first_exit + 1):
-        state, keys_values = run(depth, state)
+        state, block = run(depth, state)
         vocabulary = policy.observe(at(depth, state), vocabulary)
         state = dataclasses.replace(state, kept=vocabulary.kept)
-        fresh.append(keys_values)
+        blocks.append(block)
 
-    depths = range(policy.first_exit + 1, policy.last_depth + 1)
-    count, state, ran = LAYER_LOOPS[structure.layer_loop](run, depths, state)
-    deeper = range(policy.first_exit + 1, config.num_decoder_layers + 1)
-    fresh += propagate_state(layers.keys_values, deeper, count, state, ran)
+    deeper = range(policy.first_exit + 1, policy.last_depth + 1)
+    if policy.all_or_none:
+        count, state, rest = run_together(layers, deeper, state)
+    else:
+        count, state, ran = LAYER_LOOPS[structure.layer_loop](run, deeper, state)
+        rest = propagate_state(layers.propagate, deeper, count, state, ran)
+    memory = layers.remember(state.hidden, policy.first_exit + count, blocks + rest)
 
     def read_last(state: DepthState) -> DepthState:
         last = at(policy.last_depth, state)
         return leave(state, policy.read_last(last, Readers(whole, meta), kept_readers(state)))
 
-    return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), fresh
-
-
-class DecoderLayers:
-    """The decoder's layers at one step: depth and state in, state and new keys and values out.
-
-    Args:
-        structure: model and output length.
-        params: of the model.
-        cross: cross-attention keys and values of each layer.
-        source_mask: False where the source is padding.
-        caches: self-attention keys and values of each layer, (batch, num_heads, max_new_tokens, d_kv); read
-            below `step`, never written.
-        step: tokens decoded so far.
-    """
-
-    def __init__(
-        self,
-        structure: Structure,
-        params: Params,
-        cross: list[KeysValues],
-        source_mask: Bool[Array, "batch source"],
-        caches: list[KeysValues],
-        step: Int[Array, ""],
-    ) -> None:
-        self._config, self._params = structure.config, params["decoder"]
-        self._cross, self._caches = cross, caches
-        self._padding = padding_bias(source_mask)
-        self._biases = {
-            index: self._past_and_present_bias(index, structure.max_new_tokens, step)
-            for index in range(self._config.num_decoder_layers)
-            if has_relative_bias(self._config, index)
-        }
-
-    def _past_and_present_bias(self, index: int, max_new_tokens: int, step: Array) -> tuple[Array, Array]:
-        """Score biases of the cached tokens, those not yet decoded masked, and of the token itself."""
-        positions = jnp.arange(max_new_tokens)
-        table = self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
-        bias = partial(
-            relative_bias,
-            table,
-            step[None],
-            max_length=max_new_tokens,
-            config=self._config,
-            bidirectional=False,
-        )
-        return bias(positions) + jnp.where(positions < step, 0.0, MASKED), bias(step[None])
-
-    def _apply(self, depth: int, method: str, *args: object) -> Any:
-        index = depth - 1
-        layer = DecoderLayer(self._config, has_relative_bias(self._config, index))
-        return layer.apply({"params": self._params[f"layers_{index}"]}, *args, method=method)
-
-    def keys_values(self, depth: int, hidden: Float[Array, "batch d_model"]) -> KeysValues:
-        """State propagation: the keys and values that the layer at `depth` is owed, and nothing else."""
-        return self._apply(depth, "self_keys_values", hidden[:, None])
-
-    def run(self, depth: int, hidden: Float[Array, "batch d_model"]) -> tuple[Array, KeysValues]:
-        """The layer at `depth`, and its new keys and values."""
-        index = depth - 1
-        past, present = self._biases[index if index in self._biases else 0]
-        keys_values = self.keys_values(depth, hidden)
-        segments = (Segment(*self._caches[index], past), Segment(*keys_values, present))
-        cross = Segment(*self._cross[index], self._padding)
-        return self._apply(depth, "__call__", hidden[:, None], segments, cross)[:, 0], keys_values
+    return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), memory
 
 
 def whole_vocabulary(config: T5Config, params: Params) -> Vocabulary:

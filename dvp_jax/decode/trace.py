@@ -65,7 +65,7 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
         raise ValueError(f"tokens has shape {tokens.shape}; allowed: (B, T), B at most the {most} sources")
     if exit_layers.shape != tokens.shape:
         raise ValueError(f"exit_layers has shape {exit_layers.shape}; allowed: that of tokens, {tokens.shape}")
-    if isinstance(policy, Oracle) and policy.states == "full":  # later tokens attended to the full model's states
+    if policy.all_or_none or (isinstance(policy, Oracle) and policy.states == "full"):  # no layer skipped a token
         exit_layers = np.full_like(exit_layers, policy.last_depth)
     filling = ((0, most - len(tokens)), (0, 0))
     texts = jnp.asarray(np.pad(tokens, filling)), jnp.asarray(np.pad(exit_layers, filling))

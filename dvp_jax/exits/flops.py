@@ -28,6 +28,8 @@ def paper_confidence_flops(exit_layers: np.ndarray, policy: Static, config: T5Co
     if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
         return np.zeros(np.shape(exit_layers))
     whole = (2 * config.d_model - 1) * config.vocab_size
+    if policy.all_or_none:
+        return np.full(np.shape(exit_layers), float(whole))  # asks once
     depths = np.minimum(exit_layers, config.num_decoder_layers - 1) + 1.0
     if not isinstance(policy, DVP):
         return depths * whole
@@ -52,7 +54,8 @@ def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config)
     whole, d = 2.0 * config.d_model * config.vocab_size, config.d_model
     # Candidate depths asked: first_exit .. exit_layer, but never the last depth, which is only read.
     reaches_last = exit_layers >= policy.last_depth
-    asked = np.minimum(exit_layers, policy.last_depth - 1) - policy.first_exit + 1
+    last_asked = policy.first_exit if policy.all_or_none else policy.last_depth - 1
+    asked = np.minimum(exit_layers, last_asked) - policy.first_exit + 1
     if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
         return np.full_like(exit_layers, whole)  # of a batch of one: a row also pays where another leaves
     if not isinstance(policy, DVP):

@@ -62,10 +62,14 @@ class ExitPolicy(Protocol):
     def compares(self) -> bool:
         """Whether `decide` and `read_last` need h_(l-1)."""
 
+    @property
+    def all_or_none(self) -> bool:
+        """Whether a token leaves at `first_exit` or not before `last_depth`, and no layer skips it (FREE)."""
+
     def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
         """Called at each depth up to `first_exit`: the vocabulary that deeper candidates are read from."""
 
-    def decide(self, depth: Depth, threshold: Float[Array, ""], readers: Readers) -> Reading:
+    def decide(self, depth: Depth, threshold: Float[Array, "#batch"], readers: Readers) -> Reading:
         """Which of the asking rows leave at a candidate depth, and with what."""
 
     def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
@@ -78,6 +82,7 @@ class Static:
 
     depth: int
     confidence: str
+    all_or_none: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def sure(self) -> int:

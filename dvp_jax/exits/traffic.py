@@ -19,6 +19,7 @@ def bytes_per_token(
     batch: int = 1,
     itemsize: int = 4,
     screened: bool = False,
+    window: int = 1,
 ) -> np.ndarray:
     """Bytes that a decode step must read, each once: weights, caches, and rows of the unembedding.
 
@@ -34,6 +35,7 @@ def bytes_per_token(
         batch: rows; weights are read once for all of them.
         itemsize: bytes of a weight and of a cached number.
         screened: the whole vocabulary is read from its int8 copy.
+        window: tokens that wait for a skipped layer before it reads its weights for all of them together.
 
     Returns:
         float64, of the shape of exit_layers.
@@ -44,8 +46,9 @@ def bytes_per_token(
     # Self-attention q, k, v, o; cross-attention q, o; feed-forward.
     layer = key_value + 4.0 * d * inner + (3.0 if config.gated else 2.0) * d * config.d_ff
     cached = 2.0 * inner * (source_length + new_tokens / 2) * batch
-    skipped = config.num_decoder_layers - exit_layers
-    numbers = exit_layers * (layer + cached) + skipped * key_value
+    skipped = policy.last_depth - exit_layers
+    owed = layer + cached if policy.all_or_none else key_value  # by a layer to a token that it skipped
+    numbers = exit_layers * (layer + cached) + skipped * owed / window
 
     def whole(sure: int) -> float:
         rescored = min(num_rescored(sure), config.vocab_size) * batch
@@ -54,7 +57,8 @@ def bytes_per_token(
     if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
         return numbers * itemsize + whole(policy.sure)
     last = exit_layers >= policy.last_depth
-    asked = np.minimum(exit_layers, policy.last_depth - 1) - policy.first_exit + 1
+    last_asked = policy.first_exit if policy.all_or_none else policy.last_depth - 1
+    asked = np.minimum(exit_layers, last_asked) - policy.first_exit + 1
     if not isinstance(policy, DVP):
         return numbers * itemsize + (asked + last) * whole(policy.sure)
     pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)

@@ -231,7 +231,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp, oracle"),
+        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp, shallow_deep, oracle"),
         (
             {"confidence": "softmax"},
             "confidence is 'softmax'; allowed: softmax_diff, softmax_max, entropy, state, meta",

@@ -24,19 +24,20 @@ confidences in float32 and in float64 differ by up to 2.2e-4 on 180 random promp
 @st.composite
 def decode_settings(draw):
     num_layers = 4
-    method = draw(st.sampled_from(["full", "static", "oracle", "calm", "calm", "dvp", "dvp", "dvp"]))
+    method = draw(st.sampled_from(["full", "static", "oracle", "shallow_deep", "calm", "calm", "dvp", "dvp"]))
     measures = ["softmax_diff", "softmax_max", "entropy"] + (["state", "meta"] if method != "dvp" else [])
     fields = {"method": method, "max_new_tokens": 8, "confidence": draw(st.sampled_from(measures))}
     if method == "static":
         fields["static_exit_layer"] = draw(st.integers(1, num_layers))
-    if method in ("calm", "dvp"):
+    if method in ("calm", "dvp", "shallow_deep"):
+        fields["max_waiting"] = draw(st.sampled_from([None, 1, 2, 3, 8]))
         threshold = st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0])
         fields["threshold"] = draw(threshold)
         if draw(st.booleans()):
             fields["thresholds_per_depth"] = draw(st.tuples(*[threshold] * num_layers))
         fields["decay_temperature"] = draw(st.sampled_from([None, None, 0.0, 4.0]))
-    if method in ("calm", "dvp", "oracle"):
-        fields["min_exit_layer"] = draw(st.integers(1, num_layers))
+    if method in ("calm", "dvp", "oracle", "shallow_deep"):
+        fields["min_exit_layer"] = draw(st.integers(1, num_layers - (method == "shallow_deep")))
     if method == "oracle":
         fields["oracle_states"] = draw(st.sampled_from(["own", "full"]))
     if method == "dvp":
