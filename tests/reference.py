@@ -42,7 +42,7 @@ def reference_decode(
     max_waiting: int | None = None,
     classifier: tuple[torch.Tensor, float] | None = None,
 ) -> Reference:
-    """Decodes one row, and waits for nothing, whatever `max_waiting`; `classifier` is the weight and the bias of the measure "meta"."""
+    """Decodes a row, whatever `max_waiting` at once; `classifier` is the weight and bias of the measure "meta"."""
     config, decoder = model.config, model.decoder
     num_layers = config.num_decoder_layers
     source = torch.tensor([input_ids])

@@ -51,12 +51,14 @@ DECAY = dataclasses.replace(
     DVP, prune_rule="decay", prune_size_min=2, confidence="entropy", threshold=0.85, final_vocab="pruned"
 )
 ORACLE = dataclasses.replace(CALM, method="oracle")
+WAIT = dataclasses.replace(CALM, max_waiting=3)
+SHALLOW = dataclasses.replace(CALM, method="shallow_deep", min_exit_layer=2, max_waiting=3)
 
 
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full")]),
+    cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), WAIT, SHALLOW]),
     loop=st.sampled_from(["cond", "while"]),
 )
 def test_threshold_one_never_exits(rows, cfg, loop):
@@ -76,7 +78,7 @@ def test_keeping_the_whole_vocabulary_equals_calm(rows, threshold, final_vocab):
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE]),
+    cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE, WAIT, SHALLOW]),
     left=st.booleans(),
     extra=st.integers(0, 40),
 )
@@ -89,11 +91,30 @@ def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY]),
+    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY, WAIT]),
 )
 def test_both_layer_loops_give_the_same(rows, cfg):
     loops = [run(rows, dataclasses.replace(cfg, layer_loop=loop)) for loop in ("cond", "while")]
     assert_same(*loops)
+
+
+@settings(max_examples=15)
+@given(rows=prompts, cfg=st.sampled_from([CALM, DVP, STATE]), max_waiting=st.sampled_from([2, 5, 8]))
+def test_keys_and_values_that_wait_change_nothing(rows, cfg, max_waiting):
+    cfg = dataclasses.replace(cfg, max_new_tokens=12)
+    assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
+
+
+@settings(max_examples=15)
+@given(rows=prompts, max_waiting=st.sampled_from([1, 2, 5]))
+def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
+    cfg = dataclasses.replace(SHALLOW, max_new_tokens=12, max_waiting=8)
+    assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
+
+
+def test_shallow_deep_leaves_at_one_depth_or_the_last():
+    out = run([[first, 5] for first in range(2, 10)], SHALLOW)
+    assert set(np.unique(out.exit_layers)) <= {0, 2, 4} and {2, 4} <= set(np.unique(out.exit_layers))
 
 
 def test_rows_of_one_batch_exit_at_different_depths():
@@ -269,6 +290,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
         ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: an integer of at least 1"),
         ({"prune_size": 0}, "prune_size is 0; allowed: an integer of at least 1"),
         ({"prune_size": 2.0}, "prune_size is 2.0; allowed: an integer of at least 1"),
+        ({"max_waiting": 0}, "max_waiting is 0; allowed: an integer of at least 1"),
         ({"prune_layer": 0}, "prune_layer is 0; allowed: an integer of at least 1"),
         ({"prune_layer": 3}, "prune_layer is 3; allowed: at most min_exit_layer, 2"),
         ({"method": "static"}, "static_exit_layer is None; allowed with method 'static'"),

@@ -206,7 +206,8 @@ def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, l
     rows = {row["name"]: row for row in out.data["tasks"]["translation"]}
     logits, hidden = ["softmax_diff", "softmax_max", "entropy"], ["state"]
     assert list(rows) == [f"calm_{name}" for name in (*logits, *hidden)] + [f"dvp_8_{name}" for name in logits]
-    found = 0
+    found = tried = 0
+    apart = 1e-4  # closer ones may fall in another order: float32 rounding moves these confidences by over 1e-5
     for name, row in rows.items():
         thresholds = row["settings"]["thresholds_per_depth"]
         assert thresholds[: P - 1] == [1.0] and thresholds[-1] == 1.0
@@ -221,14 +222,16 @@ def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, l
                 for of_token in read[:, depth - 1]
             ])  # fmt: skip
             agrees = read[:, depth - 1].argmax(axis=-1) == peer.tokens
-            leaves = staying & (sure > thresholds[depth - 1] + 1e-5)
+            leaves = staying & (sure > thresholds[depth - 1] + apart)
             assert (row["exits"][depth - 1], row["agreeing"][depth - 1]) == (leaves.sum(), (leaves & agrees).sum())
             assert not leaves.any() or agrees[leaves].mean() >= 0.75
-            for lower in sure[staying & (sure < thresholds[depth - 1] - 1e-5)]:
-                assert agrees[staying & (sure > lower + 1e-5)].mean() < 0.75
+            for lower in sure[staying & (sure < thresholds[depth - 1] - apart)]:
+                if (staying & (np.abs(sure - lower) < apart)).sum() == 1:
+                    assert agrees[staying & (sure > lower + apart)].mean() < 0.75
+                    tried += 1
             staying &= ~leaves
             found += leaves.sum()
-    assert found > 0  # else nothing left at all
+    assert found > 0 and tried > 10  # else nothing left at all
     assert out.files == [".lock", "report.html", "thresholds.json"]
 
     config = get_config(str(out.workdir / "thresholds.json")).to_dict()
