@@ -30,6 +30,7 @@ from tqdm import tqdm
 from dvp_jax import launch
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import encode, lower_decode
+from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.exits.traffic import bytes_per_token
 from dvp_jax.files import prepare_workdir, write_whole
@@ -60,6 +61,7 @@ class Case:
         prune_size: K.
         layer_loop: of `DecodeConfig`.
         screen: of `DecodeConfig`.
+        max_waiting: of `DecodeConfig`.
     """
 
     method: str
@@ -67,6 +69,7 @@ class Case:
     prune_size: int = 64
     layer_loop: str = "auto"
     screen: str = "auto"
+    max_waiting: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,7 @@ _PRESET = flags.DEFINE_enum(
     "preset", None, list(PRESETS), "Runs to make, instead of the one that the flags describe."
 )
 _SHAPE = flags.DEFINE_string("shape", "t5-base", f"{', '.join(SHAPES)}, or a checkpoint.")
-_METHODS = flags.DEFINE_multi_enum("methods", list(METHODS), METHODS, "Methods to time.")
+_METHODS = flags.DEFINE_multi_enum("methods", list(METHODS), [*METHODS, "shallow_deep"], "Methods to time.")
 _DEPTHS = flags.DEFINE_list("depths", None, "Exit depths; 0 for a spread. Unset: a quarter, half and all layers.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together.", lower_bound=1)
 _VOCAB = flags.DEFINE_integer("vocab_size", None, "Instead of the shape's.", lower_bound=2)
@@ -141,15 +144,17 @@ _TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens generated.", lower_boun
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
 _LOOPS = flags.DEFINE_list("layer_loops", "auto", "Loops over layers to compare.")
 _SCREENS = flags.DEFINE_list("screens", "auto", "Ways to read the whole vocabulary to compare.")
+_WAITING = flags.DEFINE_list("max_waiting", "1", "Numbers of tokens that may wait for skipped layers, to compare.")
 _PEERS = flags.DEFINE_enum("peers", None, list(peers.LIBRARIES), "Other decoders to time too, where installed.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds over all cases.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", None, "A folder for results.json and the plots.")
 
 
-def exit_depths(case: Case, first: int, layers: int, new_tokens: int) -> np.ndarray:
+def exit_depths(case: Case, policy: ExitPolicy, layers: int, new_tokens: int) -> np.ndarray:
     """The depth at which each token exits."""
     if case.depth == SPREAD:
-        return np.random.default_rng(0).integers(first, layers + 1, new_tokens)
+        step = layers - policy.first_exit if policy.all_or_none else 1
+        return np.random.default_rng(0).choice(np.arange(policy.first_exit, layers + 1, step), new_tokens)
     return np.full(new_tokens, case.depth)
 
 
@@ -220,17 +225,20 @@ def measure(run: Run, rounds: int) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], Any]] = {}
     programs: dict[Any, Any] = {}
     for case in tqdm(run.cases, desc="compiling", unit="case"):
-        fields = {"static_exit_layer": case.depth} if case.method == "static" else {}
+        fields: dict[str, Any] = {"static_exit_layer": case.depth} if case.method == "static" else {}
+        if case.method == "shallow_deep" and case.depth not in (SPREAD, layers):
+            fields = {"min_exit_layer": case.depth}
         cfg = DecodeConfig(
             method=case.method,
             max_new_tokens=run.new_tokens,
             prune_size=case.prune_size,
             layer_loop=case.layer_loop,
             screen=case.screen,
+            max_waiting=case.max_waiting,
             **fields,
         )
         policy = cfg.policy(layers, config.vocab_size)
-        depths = exit_depths(case, policy.first_exit, layers, run.new_tokens)
+        depths = exit_depths(case, policy, layers, run.new_tokens)
         thresholds = forced(depths, layers)
         if cfg not in programs:
             lowered, arguments = lower_decode(model, encoded, cfg, thresholds)
@@ -248,6 +256,7 @@ def measure(run: Run, rounds: int) -> list[dict[str, Any]]:
             batch=run.batch,
             itemsize=jnp.dtype(run.dtype).itemsize,
             screened=screened,
+            window=cfg.window,
         )
         name = " ".join(str(value) for value in dataclasses.astuple(case))
         rows[name] = {
@@ -309,7 +318,7 @@ def table(run: Run, rows: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     ours = [row for row in rows if "screen" in row]
-    fields = ("layer_loop", "screen", "prune_size")
+    fields = ("layer_loop", "screen", "prune_size", "max_waiting")
     varied = [field for field in fields if len({row[field] for row in ours}) > 1]
     for row in rows:
         name = " ".join([row["method"], *(f"{field} {row[field]}" for field in varied if field in row)])
@@ -345,9 +354,9 @@ def main() -> None:
         cases: tuple[Case, ...] = ()
         for loop in _LOOPS.value:
             for screen in _SCREENS.value:
-                cases += grid(
-                    layers, _METHODS.value, depths, prune_size=_KEEP.value, layer_loop=loop, screen=screen
-                )
+                for waiting in map(int, _WAITING.value):
+                    fields = {"layer_loop": loop, "screen": screen, "max_waiting": waiting}
+                    cases += grid(layers, _METHODS.value, depths, prune_size=_KEEP.value, **fields)
         runs = (
             Run(
                 _SHAPE.value,

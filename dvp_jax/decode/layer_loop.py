@@ -116,24 +116,32 @@ def run_together(
         return jnp.int32(0), state, [layers.known(depth) for depth in depths]
 
     def go(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:
-        states = before = layers.waiting(state.hidden)
+        (hidden, before), blocks = lax.cond(layers.none_waits(depths[0]), alone, with_waiting, state.hidden)
+        state = dataclasses.replace(
+            state,
+            hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
+            before=None if state.before is None else jnp.where(state.exited[:, None], state.before, before),
+            exit_layer=jnp.where(state.exited, state.exit_layer, depths[-1]),
+        )
+        return jnp.int32(len(depths)), state, blocks
+
+    def alone(hidden: Array) -> tuple[tuple[Array, Array], list[KeysValues]]:
+        before, blocks = hidden, []
+        for depth in depths:
+            before = hidden
+            hidden, block = layers.run(depth, hidden)
+            blocks.append(block)
+        return (hidden, before), blocks
+
+    def with_waiting(hidden: Array) -> tuple[tuple[Array, Array], list[KeysValues]]:
+        states = before = layers.waiting(hidden)
         blocks = []
         for depth in depths:
             before = states
             states, block = layers.run_block(depth, states)
             blocks.append(block)
-
-        def this(states: Array, otherwise: Array) -> Array:
-            mine = lax.dynamic_index_in_dim(states, layers.column, axis=1, keepdims=False)
-            return jnp.where(state.exited[:, None], otherwise, mine)
-
-        state = dataclasses.replace(
-            state,
-            hidden=this(states, state.hidden),
-            before=None if state.before is None else this(before, state.before),
-            exit_layer=jnp.where(state.exited, state.exit_layer, depths[-1]),
-        )
-        return jnp.int32(len(depths)), state, blocks
+        last = (lax.dynamic_index_in_dim(x, layers.column, axis=1, keepdims=False) for x in (states, before))
+        return tuple(last), blocks
 
     return lax.cond(jnp.all(state.exited) & ~layers.block_ends, stay, go, state)
 

@@ -147,17 +147,21 @@ class DecoderLayers:
         add = partial(lax.dynamic_update_slice_in_dim, start_index=self.column, axis=2)
         return jax.tree.map(add, self.known(depth), mine)
 
+    def none_waits(self, depth: int) -> Bool[Array, ""]:
+        """Whether the layer at `depth` has all tokens of the block before this one."""
+        return self._memory.done[depth - 1] == self.column
+
     def run(self, depth: int, hidden: Float[Array, "batch d_model"]) -> tuple[Array, KeysValues]:
         """The layer at `depth` on this token; first it catches up with the tokens that wait for it."""
 
         def catch_up(hidden: Array) -> KeysValues:
             return self.caught_up(depth, self.waiting(hidden))
 
-        if self._structure.window == 1 or depth <= self._structure.policy.first_exit:
+        policy = self._structure.policy
+        if self._structure.window == 1 or depth <= policy.first_exit or policy.all_or_none:
             block = self.with_this(depth, hidden)
         else:
-            none_waits = self._memory.done[depth - 1] == self.column
-            block = lax.cond(none_waits, partial(self.with_this, depth), catch_up, hidden)
+            block = lax.cond(self.none_waits(depth), partial(self.with_this, depth), catch_up, hidden)
         return self._attend(depth, hidden[:, None], block, self._token_biases)[:, 0], block
 
     def run_block(self, depth: int, states: Float[Array, "batch window d_model"]) -> tuple[Array, KeysValues]:

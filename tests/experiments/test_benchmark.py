@@ -1,6 +1,7 @@
 """Thresholds of the benchmark: the exits that decoding takes are those asked for."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from experiments.benchmark import SPREAD, Case, exit_depths, forced, read_bandwi
 from tests.models import both
 
 
-@pytest.mark.parametrize("method", ["calm", "dvp"])
-@pytest.mark.parametrize("depth", [SPREAD, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("method", "depth"), [*itertools.product(["calm", "dvp"], [SPREAD, 2, 3, 4]), ("shallow_deep", SPREAD)]
+)
 def test_exits_are_those_asked_for(method, depth):
     _, model = both("t5", 0, 4.0, 4.0)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
-    depths = exit_depths(Case(method, depth), 2, 4, 12)
-    assert depths.shape == (12,)
-    assert (set(depths) == {2, 3, 4}) if depth == SPREAD else (depths == depth).all()
     cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=12, prune_size=8)
+    depths = exit_depths(Case(method, depth), cfg.policy(4, 211), 4, 12)
+    assert depths.shape == (12,)
+    spread = {2, 4} if method == "shallow_deep" else {2, 3, 4}
+    assert (set(depths) == spread) if depth == SPREAD else (depths == depth).all()
     out = decode(model, encode(model, np.array([[3, 4]]), np.ones((1, 2))), cfg, forced(depths, 4))
     np.testing.assert_array_equal(out.exit_layers[0], depths)
 
