@@ -61,6 +61,43 @@ def _encode(
     return nn.apply(both, T5(config))({"params": params})
 
 
+def new_state(structure: Structure, encoded: Encoded) -> DecodeState:
+    """Of a batch that has decoded nothing."""
+    config, batch = structure.config, encoded.active.shape[0]
+    counts = jnp.zeros((batch, structure.max_new_tokens), jnp.int32)
+    return DecodeState(
+        token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
+        ended=~encoded.active,
+        memory=new_memory(structure, encoded),
+        decoded=Decoded(counts + config.pad_token_id, counts[:, 0], counts, counts.astype(jnp.float32)),
+    )
+
+
+def next_token(
+    structure: Structure,
+    params: Params,
+    encoded: Encoded,
+    thresholds: Float[Array, "max_new_tokens num_depths"],
+    state: DecodeState,
+) -> DecodeState:
+    """One more token for every row whose text has not ended."""
+    decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
+    row, memory = decode_next(structure, params, encoded, state.memory, state.token, state.ended, thresholds)
+    rows, old, length = jnp.arange(len(row.token)), state.decoded, structure.max_new_tokens
+    place = rows, jnp.where(state.ended, length, state.memory.age)  # beyond the end nothing is written
+    return DecodeState(
+        token=row.token,
+        ended=state.ended | (row.token == structure.config.eos_token_id) | (memory.age >= length),
+        memory=memory,
+        decoded=Decoded(
+            tokens=old.tokens.at[place].set(row.token, mode="drop"),
+            lengths=old.lengths + ~state.ended,
+            exit_layers=old.exit_layers.at[place].set(row.exit_layer, mode="drop"),
+            confidences=old.confidences.at[place].set(row.confidence, mode="drop"),
+        ),
+    )
+
+
 @partial(jax.jit, static_argnums=0)
 def _decode(
     structure: Structure,
@@ -68,36 +105,11 @@ def _decode(
     encoded: Encoded,
     thresholds: Float[Array, "max_new_tokens num_depths"],
 ) -> Decoded:
-    config, max_new_tokens = structure.config, structure.max_new_tokens
-    decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
-
     def unfinished(state: DecodeState) -> Array:
-        return (state.memory.step < max_new_tokens) & ~jnp.all(state.ended)
+        return ~jnp.all(state.ended)
 
-    def next_token(state: DecodeState) -> DecodeState:
-        t, old = state.memory.step, state.decoded
-        row, memory = decode_next(structure, params, encoded, state.memory, state.token, state.ended, thresholds)
-        return DecodeState(
-            token=row.token,
-            ended=state.ended | (row.token == config.eos_token_id),
-            memory=memory,
-            decoded=Decoded(
-                tokens=old.tokens.at[:, t].set(row.token),
-                lengths=old.lengths + ~state.ended,
-                exit_layers=old.exit_layers.at[:, t].set(row.exit_layer),
-                confidences=old.confidences.at[:, t].set(row.confidence),
-            ),
-        )
-
-    batch = encoded.active.shape[0]
-    counts = jnp.zeros((batch, max_new_tokens), jnp.int32)
-    state = DecodeState(
-        token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
-        ended=~encoded.active,
-        memory=new_memory(structure, encoded),
-        decoded=Decoded(counts + config.pad_token_id, counts[:, 0], counts, counts.astype(jnp.float32)),
-    )
-    return lax.while_loop(unfinished, next_token, state).decoded
+    step = partial(next_token, structure, params, encoded, thresholds)
+    return lax.while_loop(unfinished, step, new_state(structure, encoded)).decoded
 
 
 SOURCE_BUCKETS = (32, 64, 128, 256, 512)
@@ -149,20 +161,21 @@ def decode(
     Raises:
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
-    return _decode(*_arguments(model, encoded, cfg, thresholds))
+    return _decode(*decode_arguments(model, encoded, cfg, thresholds))
 
 
 def lower_decode(
     model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
 ) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
     """The program of `decode`, to compile and to look at, and the arguments of the compiled program."""
-    structure, *arguments = _arguments(model, encoded, cfg, thresholds)
+    structure, *arguments = decode_arguments(model, encoded, cfg, thresholds)
     return _decode.lower(structure, *arguments), tuple(arguments)
 
 
-def _arguments(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None
+def decode_arguments(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None = None
 ) -> tuple[Structure, Params, Encoded, Array]:
+    """What the jitted loops take; raises as `decode`."""
     policy = decode_policy(model, cfg)
     num_layers = model.config.num_decoder_layers
     if thresholds is None:
@@ -250,12 +263,11 @@ def generate_text(
 
 
 def to_text(model: Model, out: Decoded, row: int) -> GeneratedText:
-    """Row `row` of a batch as text."""
-    assert model.tokenizer is not None
-    length = int(out.lengths[row])
+    """Row `row` of a batch as text, which is "" where the model has no tokenizer."""
+    length, tokenizer = int(out.lengths[row]), model.tokenizer
     tokens = out.tokens[row, :length].tolist()
     return GeneratedText(
-        text=str(model.tokenizer.decode(tokens, skip_special_tokens=True)),
+        text=str(tokenizer.decode(tokens, skip_special_tokens=True)) if tokenizer is not None else "",
         tokens=tokens,
         exit_layers=out.exit_layers[row, :length].tolist(),
         confidences=out.confidences[row, :length].tolist(),

@@ -1,0 +1,348 @@
+"""Batches that never wait: rows that end make room for waiting requests while the others go on.
+
+Iteration-level batching (EE serving, arXiv 2407.20272): an engine holds slots, steps all of them together inside
+one jitted call, and refills those whose text has ended. Rows of different age stand side by side in the ring of
+`dvp_jax.decode.memory`, each exits by itself, and a layer runs while a row still needs it.
+
+Requests of one source bucket share a lane: slots of their own, and a pool of sources encoded ahead. What is held
+is bounded by the slots and the buckets in use, however many requests come.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dvp_jax.data.tokens import pad_rows
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.generate import (
+    DecodeState,
+    Encoded,
+    GeneratedText,
+    decode_arguments,
+    decode_policy,
+    encode,
+    new_state,
+    next_token,
+    source_bucket,
+    to_text,
+)
+from dvp_jax.decode.memory import Structure
+from dvp_jax.t5.load import Model
+from dvp_jax.t5.model import Params
+
+Request = str | Sequence[int]
+"""A text, or token ids with the end token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a request."""
+
+    ticket: int  # of `submit`
+    output: GeneratedText | None  # "" as its text where the model has no tokenizer
+    error: ValueError | None = None  # where there is no output
+
+
+@struct.dataclass
+class Slots:
+    """What the rows of a lane hold."""
+
+    encoded: Encoded
+    state: DecodeState
+
+
+@struct.dataclass
+class Work:
+    """How much was done."""
+
+    steps: Int[Array, ""]
+    tokens: Int[Array, ""]  # decoded
+    layers: Int[Array, ""]  # run: in each step as many as its deepest row needed
+
+
+@partial(jax.jit, static_argnums=0)
+def _empty(structure: Structure, encoded: Encoded) -> Slots:
+    return Slots(encoded, new_state(structure, encoded))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _refill(
+    structure: Structure,
+    slots: Slots,
+    pool: Encoded,
+    sources: Int[Array, " slots"],
+    places: Int[Array, " slots"],
+    count: Int[Array, ""],
+) -> Slots:
+    """Slot places[i] begins source sources[i] of the pool, for i below count; the others go on.
+
+    Beyond count, places are outside the slots. Nothing is cleared: a row of age 0 sees no column.
+    """
+
+    def begin(i: Array, encoded: Encoded) -> Encoded:
+        def put(to: Array, rows: Array) -> Array:
+            return lax.dynamic_update_index_in_dim(to, rows[sources[i]], places[i], axis=0)
+
+        return jax.tree.map(put, encoded, pool)
+
+    config, state, decoded = structure.config, slots.state, slots.state.decoded
+    new = jnp.zeros(places.shape, bool).at[places].set(True, mode="drop")
+    return Slots(
+        lax.fori_loop(0, count, begin, slots.encoded),
+        dataclasses.replace(
+            state,
+            token=jnp.where(new, config.decoder_start_token_id, state.token),
+            ended=state.ended & ~new,
+            memory=dataclasses.replace(state.memory, age=jnp.where(new, 0, state.memory.age)),
+            decoded=dataclasses.replace(decoded, lengths=jnp.where(new, 0, decoded.lengths)),
+        ),
+    )
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _advance(
+    structure: Structure,
+    params: Params,
+    encoded: Encoded,
+    state: DecodeState,
+    thresholds: Float[Array, "max_new_tokens num_depths"],
+    steps: Int[Array, ""],
+    ended: Int[Array, ""],
+) -> tuple[DecodeState, Work]:
+    """At most `steps` steps, fewer where `ended` rows have ended."""
+
+    def unfinished(carry: tuple[DecodeState, Work]) -> Array:
+        state, work = carry
+        return (work.steps < steps) & (jnp.sum(state.ended) < ended)
+
+    def step(carry: tuple[DecodeState, Work]) -> tuple[DecodeState, Work]:
+        old, work = carry
+        state = next_token(structure, params, encoded, thresholds, old)
+        last = jnp.arange(len(old.ended)), old.memory.age
+        depth = jnp.max(jnp.where(old.ended, 0, state.decoded.exit_layers[last]))
+        return state, Work(work.steps + 1, work.tokens + jnp.sum(~old.ended), work.layers + depth)
+
+    return lax.while_loop(unfinished, step, (state, Work(*[jnp.int32(0)] * 3)))
+
+
+class _Lane:
+    """The slots of one source bucket, and the requests that run in them or wait for them."""
+
+    def __init__(self, model: Model, cfg: DecodeConfig, num_slots: int) -> None:
+        self._model, self._cfg = model, cfg
+        self.waiting: deque[tuple[int, list[int]]] = deque()  # tickets and ids
+        self._pooled: deque[tuple[int, int]] = deque()  # tickets and rows of the pool that no slot has taken yet
+        self._running: list[int | None] = [None] * num_slots  # tickets
+        self._pool: Encoded
+        self._slots: Slots
+        self._program: tuple[Structure, Params, Array] | None = None  # None: no request was encoded yet
+
+    @property
+    def tickets(self) -> list[int]:
+        """Of the requests that run or wait."""
+        running = [ticket for ticket in self._running if ticket is not None]
+        return running + [ticket for ticket, _ in (*self._pooled, *self.waiting)]
+
+    def cancel(self, ticket: int) -> None:
+        """Drops a request that is here; its slot is free at the next step."""
+        self.waiting = deque(item for item in self.waiting if item[0] != ticket)
+        self._pooled = deque(item for item in self._pooled if item[0] != ticket)
+        if ticket in self._running:
+            place = self._running.index(ticket)
+            self._running[place] = None
+            state = self._slots.state
+            state = dataclasses.replace(state, ended=state.ended.at[place].set(True))
+            self._slots = dataclasses.replace(self._slots, state=state)
+
+    def step(self, steps: int) -> tuple[list[tuple[int, GeneratedText]], Work]:
+        """Refills the slots, steps them, and returns the texts that ended."""
+        self._fill()
+        free = self._running.count(None)
+        more = len(self.waiting) + len(self._pooled) > 0
+        enough = free + max(1, len(self._running) // 8) if more else len(self._running)
+        assert self._program is not None
+        structure, params, thresholds = self._program
+        slots = self._slots
+        state, work = _advance(structure, params, slots.encoded, slots.state, thresholds, steps, enough)
+        self._slots = dataclasses.replace(slots, state=state)
+        ended = np.asarray(state.ended)
+        over = [place for place, ticket in enumerate(self._running) if ticket is not None and ended[place]]
+        if not over:
+            return [], work
+        decoded = jax.tree.map(np.asarray, state.decoded)
+        texts = []
+        for place in over:
+            ticket, self._running[place] = self._running[place], None
+            assert ticket is not None
+            texts.append((ticket, to_text(self._model, decoded, place)))
+        return texts, work
+
+    def _fill(self) -> None:
+        """Gives each free slot a request, of the pool or else of those that wait."""
+        while (free := [place for place, ticket in enumerate(self._running) if ticket is None]) and (
+            self._pooled or self.waiting
+        ):
+            if not self._pooled:
+                self._encode_pool()
+            begin = [self._pooled.popleft() for _ in free[: len(self._pooled)]]
+            sources, places = (
+                np.zeros(len(self._running), np.int32),
+                np.full(len(self._running), len(self._running)),
+            )
+            for i, ((ticket, source), place) in enumerate(zip(begin, free, strict=False)):
+                self._running[place], sources[i], places[i] = ticket, source, place
+            assert self._program is not None
+            self._slots = _refill(self._program[0], self._slots, self._pool, sources, places, len(begin))
+
+    def _encode_pool(self) -> None:
+        """Encodes as many waiting requests as there are slots."""
+        chosen = [self.waiting.popleft() for _ in range(min(len(self.waiting), len(self._running)))]
+        rows = [ids for _, ids in chosen]
+        self._pool = encode(
+            self._model, *pad_rows(rows, len(rows), max(map(len, rows)), self._model.config.pad_token_id)
+        )
+        self._pooled = deque((ticket, row) for row, (ticket, _) in enumerate(chosen))
+        if self._program is None:
+            nothing = jax.tree.map(
+                lambda x: jnp.zeros((len(self._running), *x.shape[1:]), x.dtype), self._pool
+            )  # no row is active
+            structure, params, _, thresholds = decode_arguments(self._model, nothing, self._cfg)
+            self._program = structure, params, thresholds
+            self._slots = _empty(structure, nothing)
+
+
+class Engine:
+    """Decodes any number of requests in a fixed number of slots; each one's text is that of the request alone.
+
+    Args:
+        model: from `load_model`.
+        cfg: how.
+        slots: rows that are stepped together, for each source bucket in use.
+        max_source_length: tokens of a request at most.
+        steps: tokens of each row between two looks at the requests, at most.
+
+    Raises:
+        ValueError: cfg does not fit the model; a number below 1.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cfg: DecodeConfig,
+        *,
+        slots: int = 16,
+        max_source_length: int = 512,
+        steps: int = 32,
+    ) -> None:
+        for name, value in (("slots", slots), ("max_source_length", max_source_length), ("steps", steps)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; allowed: at least 1")
+        decode_policy(model, cfg)
+        self._model, self._cfg, self._num_slots, self._steps = model, cfg, slots, steps
+        self._max_source_length = max_source_length
+        self._lanes: dict[int, _Lane] = {}
+        self._refused: list[Result] = []
+        self._tickets = 0
+        self.work = {"steps": 0, "tokens": 0, "layers": 0}
+        """Steps taken, tokens they decoded, and layers they ran: of each step as many as its deepest row."""
+
+    def submit(self, request: Request) -> int:
+        """Lets a request wait for a slot; a bad one gets its error as its result.
+
+        Returns:
+            Its ticket: 0, 1, ...
+        """
+        ticket, self._tickets = self._tickets, self._tickets + 1
+        try:
+            ids = self._ids(request)
+        except ValueError as error:
+            self._refused.append(Result(ticket, None, error))
+        else:
+            bucket = source_bucket(len(ids))
+            lane = self._lanes.setdefault(bucket, _Lane(self._model, self._cfg, self._num_slots))
+            lane.waiting.append((ticket, ids))
+        return ticket
+
+    def cancel(self, ticket: int) -> bool:
+        """Drops a request, which gets no result; False where it is not here (any more)."""
+        for lane in self._lanes.values():
+            if ticket in lane.tickets:
+                lane.cancel(ticket)
+                return True
+        return False
+
+    def step(self) -> list[Result]:
+        """Steps the slots of one bucket; returns what has ended since, in no order."""
+        results, self._refused = self._refused, []
+        lanes = [(lane, tickets) for lane in self._lanes.values() if (tickets := lane.tickets)]
+        if not lanes:
+            return results
+        oldest, _ = min(lanes, key=lambda item: min(item[1]))
+        fullest, _ = max(lanes, key=lambda item: min(len(item[1]), self._num_slots))
+        waited_long = self._tickets - min(min(tickets) for _, tickets in lanes) > _PATIENCE * self._num_slots
+        texts, work = (oldest if waited_long else fullest).step(self._steps)
+        for name in self.work:
+            self.work[name] += int(getattr(work, name))
+        return results + [Result(ticket, text) for ticket, text in texts]
+
+    def run(self, requests: Iterable[Request], *, in_order: bool = False) -> Iterator[Result]:
+        """Decodes requests, taken one by one as there is room for them.
+
+        Args:
+            requests: any number; read no further ahead than `_AHEAD` times the slots.
+            in_order: results in the order of the requests; else as they end.
+        """
+        coming, next_ticket, held = iter(requests), self._tickets, dict[int, Result]()
+        while True:
+            room = _AHEAD * self._num_slots - sum(len(lane.tickets) for lane in self._lanes.values())
+            for request in itertools.islice(coming, max(room, 0)):
+                self.submit(request)
+            results = self.step()
+            if not results and not any(lane.tickets for lane in self._lanes.values()):
+                return
+            if not in_order:
+                yield from results
+                continue
+            held.update((result.ticket, result) for result in results)
+            while next_ticket in held:
+                yield held.pop(next_ticket)
+                next_ticket += 1
+
+    def _ids(self, request: Request) -> list[int]:
+        """The token ids of a request.
+
+        Raises:
+            ValueError: it is empty, too long, or neither text nor ids.
+        """
+        if isinstance(request, str):
+            if not request.strip():
+                raise ValueError(f"request is {request!r}; allowed: a text that is not empty")
+            if self._model.tokenizer is None:
+                raise ValueError("model.tokenizer is None; allowed: token ids, or a model that has a tokenizer")
+            request = self._model.tokenizer(request)["input_ids"]
+        ids = np.asarray(request if isinstance(request, Sequence | np.ndarray) else None)
+        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"request is {request!r}; allowed: a text, or at least one token id")
+        if ids.min() < 0 or ids.max() >= self._model.config.vocab_size:
+            most = self._model.config.vocab_size - 1
+            raise ValueError(f"request has ids from {ids.min()} to {ids.max()}; allowed: 0 to {most}")
+        if len(ids) > self._max_source_length:
+            raise ValueError(f"request has {len(ids)} tokens; allowed: at most {self._max_source_length}")
+        return ids.tolist()
+
+
+_AHEAD = 4
+"""Requests held in all, times the slots: enough to fill the slots of several buckets."""
+_PATIENCE = 16
+"""Requests that may come after one before its bucket is stepped next, times the slots."""

@@ -1,0 +1,157 @@
+"""The engine: each request's text is that of the request alone, whatever its neighbours."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dvp_jax.decode.engine import Engine
+from tests.decode.test_generate import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, WAIT, run
+from tests.models import both
+
+MODEL_OF = both(*MODEL)[1]
+LONG = [3 + i % 200 for i in range(40)]  # another source bucket than the others
+prompts = st.lists(st.lists(st.integers(2, 210), min_size=1, max_size=20) | st.just(LONG), min_size=1, max_size=9)
+
+
+def assert_alone(output, request, cfg):
+    alone = run([request], cfg)
+    length = int(alone.lengths[0])
+    assert output.tokens == alone.tokens[0, :length].tolist()
+    assert output.exit_layers == alone.exit_layers[0, :length].tolist()
+    np.testing.assert_allclose(output.confidences, alone.confidences[0, :length], atol=1e-3)
+
+
+@settings(max_examples=25)
+@given(
+    requests=prompts,
+    cfg=st.sampled_from([FULL, CALM, DVP, STATE, DECAY, WAIT, SHALLOW, ORACLE]),
+    steps=st.sampled_from([1, 3, 32]),
+    arrivals=st.lists(st.integers(0, 3), min_size=9, max_size=9),
+)
+def test_each_request_equals_the_request_alone(requests, cfg, steps, arrivals):
+    engine, results = Engine(MODEL_OF, cfg, slots=2, steps=steps), {}
+    for request, rounds in zip(requests, arrivals, strict=False):  # some come while others run
+        engine.submit(request)
+        for _ in range(rounds):
+            results |= {result.ticket: result for result in engine.step()}
+    results |= {result.ticket: result for result in engine.run([])}
+    assert sorted(results) == list(range(len(requests)))
+    for ticket, request in enumerate(requests):
+        assert_alone(results[ticket].output, request, cfg)
+
+
+def test_a_decaying_threshold_follows_each_rows_own_age():
+    cfg = dataclasses.replace(CALM, decay_temperature=8.0, threshold=0.6)
+    requests = [[first, 5] for first in range(2, 12)]
+    for result in Engine(MODEL_OF, cfg, slots=3, steps=2).run(requests):
+        assert_alone(result.output, requests[result.ticket], cfg)
+
+
+@pytest.mark.parametrize("cfg", [CALM, WAIT, SHALLOW], ids=["calm", "waiting", "shallow-deep"])
+def test_the_ring_goes_round_many_times(cfg):
+    requests = [[first, 5, first + 1] for first in range(2, 60)]
+    results = list(Engine(MODEL_OF, cfg, slots=4).run(requests))
+    assert len(results) == len(requests)
+    for result in results:
+        assert_alone(result.output, requests[result.ticket], cfg)
+
+
+def test_results_come_in_order_or_as_they_end():
+    model = dataclasses.replace(MODEL_OF, config=dataclasses.replace(MODEL_OF.config, eos_token_id=1))
+    requests = [LONG, *([first, 5] for first in range(2, 30))]
+    as_they_end = [result.ticket for result in Engine(model, CALM, slots=2).run(requests)]
+    assert sorted(as_they_end) == list(range(len(requests))) != as_they_end
+    in_order = [result.ticket for result in Engine(model, CALM, slots=2).run(requests, in_order=True)]
+    assert in_order == list(range(len(requests)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([], "request is []; allowed: a text, or at least one token id"),
+        (" ", "request is ' '; allowed: a text that is not empty"),
+        ("text", "model.tokenizer is None; allowed: token ids, or a model that has a tokenizer"),
+        (None, "request is None; allowed: a text, or at least one token id"),
+        (7, "request is 7; allowed: a text, or at least one token id"),
+        ([0.5], "request is [0.5]; allowed: a text, or at least one token id"),
+        ([5, 211], "request has ids from 5 to 211; allowed: 0 to 210"),
+        ([5] * 33, "request has 33 tokens; allowed: at most 32"),
+    ],
+)
+def test_a_bad_request_gets_its_own_error_and_the_others_go_on(bad, message):
+    first, refused, last = Engine(MODEL_OF, CALM, slots=2, max_source_length=32).run(
+        [[5], bad, [6]], in_order=True
+    )
+    assert str(refused.error) == message and refused.output is None
+    assert_alone(first.output, [5], CALM)
+    assert_alone(last.output, [6], CALM)
+
+
+def test_cancelling_frees_the_slot_of_a_request_wherever_it_is():
+    requests = [[first, 5] for first in range(2, 9)]
+    engine = Engine(MODEL_OF, CALM, slots=2, steps=1)
+    tickets = [engine.submit(request) for request in requests]
+    done = {result.ticket for result in engine.step()}
+    cancelled = [0, 3, 6]  # running, encoded ahead or waiting, waiting
+    assert not done and all(engine.cancel(tickets[i]) for i in cancelled)
+    assert not engine.cancel(tickets[0]) and not engine.cancel(99)
+    results = {result.ticket: result for result in engine.run([])}
+    assert sorted(results) == [1, 2, 4, 5]
+    for ticket, result in results.items():
+        assert_alone(result.output, requests[ticket], CALM)
+
+
+def test_requests_are_taken_only_as_there_is_room():
+    taken = []
+
+    def coming():
+        for first in range(2, 200):
+            taken.append(first)
+            yield [first]
+
+    results = Engine(MODEL_OF, CALM, slots=2).run(coming())
+    next(results)
+    assert len(taken) <= 10
+    assert len(list(results)) == 197
+
+
+def test_no_bucket_waits_for_ever():
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    endless = iter(lambda: [5, 6], None)
+    ended = []
+    for result in engine.run(item for pair in zip([LONG, *[[5]] * 500], endless, strict=False) for item in pair):
+        ended.append(result.ticket)
+        if result.ticket == 0:
+            break
+    assert ended[-1] == 0 and len(ended) < 100
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="slots is 0; allowed: at least 1"):
+        Engine(MODEL_OF, CALM, slots=0)
+    with pytest.raises(ValueError, match="prune_size is 212"):
+        Engine(MODEL_OF, dataclasses.replace(DVP, prune_size=212))
+
+
+def test_work_counts_steps_tokens_and_the_layers_of_each_steps_deepest_row():
+    engine = Engine(MODEL_OF, CALM, slots=8)
+    requests = [[first, 5] for first in range(2, 10)]
+    list(engine.run(requests))
+    batch = run(requests, CALM)
+    assert engine.work == {
+        "steps": int(batch.lengths.max()),
+        "tokens": int(batch.lengths.sum()),
+        "layers": int(batch.exit_layers.max(axis=0).sum()),
+    }
+
+
+def test_nothing_is_compiled_again_for_other_requests():
+    import dvp_jax.decode.engine as module
+
+    list(Engine(MODEL_OF, CALM, slots=2).run([[5], [6, 7], [8]]))
+    programs = [f._cache_size() for f in (module._advance, module._refill)]
+    list(Engine(MODEL_OF, dataclasses.replace(CALM, threshold=0.1), slots=2).run([[9, 8, 7]] * 2 + [[5]]))
+    assert [f._cache_size() for f in (module._advance, module._refill)] == programs
