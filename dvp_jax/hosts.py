@@ -25,7 +25,7 @@ from jax._src import distributed  # barriers and keys have no public name
 
 Item = TypeVar("Item")
 
-HEARTBEAT_TIMEOUT_S = 20
+HEARTBEAT_TIMEOUT_S = 30
 """After so long without a sign a process counts as dead."""
 _TELLING_S = 2  # for the others to tell why they stop
 _FOREVER_MS = 365 * 24 * 3600 * 1000
@@ -145,6 +145,8 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     except RuntimeError as error:
         raise OSError(f"coordinator is {coordinator!r}: {error}") from None
     client, me = _client(), current()
+    if me.count == 1:
+        return  # nobody to watch: its own barrier would open at once
     _joined.set()
     atexit.register(_fail)
     # The first of these ends with process 0 or with the word of a process that failed, the second, a barrier that
