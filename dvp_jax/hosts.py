@@ -180,7 +180,7 @@ def tell(error: BaseException) -> None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, jax.errors.JaxRuntimeError):
-            time.sleep(2 * HEARTBEAT_TIMEOUT_S)  # `_watch` tells which process died, if one did
+            time.sleep(HEARTBEAT_TIMEOUT_S + 10)  # `_watch` tells which process died, if one did
         cause = cause.__cause__ or cause.__context__
     _announce(str(error))
 

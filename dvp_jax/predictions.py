@@ -70,6 +70,7 @@ class Predictions:
         if self.hosts.count > 1:
             self.hosts.wait()
             self._read()
+            self.hosts.wait()  # before process 0 removes what the others still read
 
     def all(self, task: str, name: str, batches: int) -> list[Line]:
         """The lines of the batches from 0 on.
