@@ -67,14 +67,16 @@ def evaluate(
         methods: names and settings; the one whose method is "full", if any, is what the others' speed-up is over.
         batch_size: rows decoded together.
         limit: number of examples, from the first; None for all.
-        done: batches that need no decoding; takes those that did.
+        done: batches that need no decoding; takes those that did. Of several processes each decodes a part, and
+            returns the same.
 
     Returns:
         Rows of results.json, one a method, and rows of predictions.jsonl, by method and example.
 
     Raises:
-        ValueError: no methods; batch_size or limit below 1; settings that do not fit the model; bad data.
-        FileNotFoundError: a data file is missing.
+        ValueError: no methods; batch_size or limit below 1; settings that do not fit the model; bad data; more
+            processes than batches.
+        OSError: a data file is missing, or the processes share no folder.
     """
     if not methods:
         raise ValueError("methods is empty; allowed: at least one")
@@ -88,14 +90,19 @@ def evaluate(
     ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
     lengths = mask.sum(axis=1)
     batches = [source for _, *source in source_batches(ids, mask, batch_size)]
+    if len(batches) < done.hosts.count:
+        raise ValueError(
+            f"num_processes is {done.hosts.count}; allowed: at most the batches of {task.name}, {len(batches)} "
+            f"({len(examples)} examples, batch_size {batch_size})"
+        )
     left = {
         index: [name for name in methods if done.get(task.name, name, index) is None]
         for index in range(len(batches))
     }
+    mine = done.hosts.part([index for index, names in left.items() if names])
     shapes = {
         (batch_bucket(len(ids)), source_bucket(ids.shape[1])): (ids, mask)
-        for (ids, mask), names in zip(batches, left.values(), strict=True)
-        if names
+        for ids, mask in (batches[index] for index in mine)
     }
     for source in tqdm(shapes.values(), desc="compiling", unit="shape"):
         encoded = encode(model, *source)
@@ -104,12 +111,12 @@ def evaluate(
 
     tokens, begin = 0, time.perf_counter()
     with tqdm(total=len(examples), desc=task.name, unit="example") as bar:
-        for index, source in enumerate(batches):
-            rows = range(len(source[0]))
-            if left[index]:
-                clock = time.perf_counter()
-                encoded = jax.block_until_ready(encode(model, *source))
-                encode_s = (time.perf_counter() - clock) / len(rows)
+        bar.update(len(examples) - sum(len(batches[index][0]) for index in mine))
+        for index in mine:
+            rows = range(len(batches[index][0]))
+            clock = time.perf_counter()
+            encoded = jax.block_until_ready(encode(model, *batches[index]))
+            encode_s = (time.perf_counter() - clock) / len(rows)
             for name in left[index]:
                 clock = time.perf_counter()
                 out = jax.tree.map(np.asarray, decode(model, encoded, methods[name]))
@@ -124,10 +131,8 @@ def evaluate(
             bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - begin):.0f}"}, refresh=False)
             bar.update(len(rows))
 
-    texts = {
-        name: [line for index in range(len(batches)) for line in done.get(task.name, name, index) or ()]
-        for name in methods
-    }
+    done.gather()
+    texts = {name: done.all(task.name, name, len(batches)) for name in methods}
     results = [
         {
             "name": name,

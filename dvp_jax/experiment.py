@@ -1,4 +1,4 @@
-"""Whole experiments: from a config to results, traces and a report in a folder that this process owns."""
+"""Whole experiments: from a config to results, traces and a report in a folder that this run owns."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dvp_jax import hosts as processes
 from dvp_jax.data import make_task
 from dvp_jax.data.task import Task
 from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.decode.generate import decode_policy
 from dvp_jax.evaluation import compare_with_full, evaluate, make_methods
 from dvp_jax.files import own_workdir, write_json, write_json_lines
+from dvp_jax.hosts import ALONE, Hosts
 from dvp_jax.predictions import Line, Predictions, read_json
-from dvp_jax.provenance import code_fingerprint, digest, provenance
+from dvp_jax.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.report.evaluation import report_evaluation, report_sweep
 from dvp_jax.report.traces import trace_texts
 from dvp_jax.t5.load import Model, load_model
@@ -32,6 +34,7 @@ class Setup:
     model: Model
     tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
     made_by: dict[str, Any]
+    hosts: Hosts = ALONE
 
 
 @contextlib.contextmanager
@@ -54,12 +57,14 @@ def set_up(
 
     Raises:
         ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
-            asked for, a bad checkpoint.
+            asked for, a bad checkpoint, processes that differ in code, versions, config, model or data.
         OSError: workdir cannot be made or written, or is in use.
     """
     if not config["model"]:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
-    with own_workdir(workdir) as folder:
+    hosts = processes.current()
+    with own_workdir(workdir, hosts.index) as folder:
+        hosts.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
         tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
         methods = [make_methods(config["methods"], task.max_new_tokens) for task in tasks]
         if only is not None:
@@ -70,14 +75,16 @@ def set_up(
         if model is None:
             model = load_model(config["model"], config["dtype"], progress=True)
         made_by = provenance(config, model, tasks, seed)
-        yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by)
+        hosts.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
+        yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by, hosts)
 
 
 def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
     """Decodes the config's tasks in all its ways: results.json, predictions.jsonl, traces.jsonl and report.html.
 
     An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
-    code and device are the same.
+    code and device are the same. Several processes decode a part of each task's batches each; process 0 writes
+    what comes of them.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -92,7 +99,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
     """
     with set_up(config, workdir) as setup:
         folder, model, made_by = setup.workdir, setup.model, setup.made_by
-        done = Predictions(folder, _key(made_by))
+        done = Predictions(folder, _key(made_by), setup.hosts)
         rows: list[dict[str, Any]] = []
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
@@ -100,12 +107,14 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
             of_task = evaluate(
                 model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
             )
-            traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
             rows += of_task[0]
             lines += of_task[1]
-        write_json_lines(folder / "traces.jsonl", traces)
-        done.finish(lines, {"rows": rows, **made_by})
-        report_evaluation(folder, rows, made_by, traces)
+            if setup.hosts.first:
+                traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
+        if setup.hosts.first:
+            write_json_lines(folder / "traces.jsonl", traces)
+            done.finish(lines, {"rows": rows, **made_by})
+            report_evaluation(folder, rows, made_by, traces)
         return rows
 
 
@@ -140,7 +149,8 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
     """Evaluates a grid of settings: a file a cell under cells/, then sweep.json, plots and report.html.
 
     An interrupted sweep decodes again the cell that was running, and no other, as long as model, data, code,
-    device and the cell's settings are the same; a grid that has grown decodes the new cells only.
+    device and the cell's settings are the same; a grid that has grown decodes the new cells only. Several
+    processes decode a part of the cells each; process 0 writes what comes of them.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -157,8 +167,9 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         cells = decode_cells(setup)
         rows = [row for cell in cells for row in cell["rows"]]
         made_by = {**setup.made_by, "config": dict(config)}
-        write_json(setup.workdir / "sweep.json", {"cells": rows, **made_by})
-        report_sweep(setup.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
+        if setup.hosts.first:
+            write_json(setup.workdir / "sweep.json", {"cells": rows, **made_by})
+            report_sweep(setup.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
         return rows
 
 
@@ -169,25 +180,34 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
         Of each method "rows", as in results.json, "predictions", as in predictions.jsonl, and "traces".
 
     Raises:
-        ValueError: settings that do not fit the model, found before anything is decoded; bad data.
-        OSError: files that are missing or cannot be written.
+        ValueError: settings that do not fit the model, found before anything is decoded; bad data; more processes
+            than cells.
+        OSError: files that are missing or cannot be written, or the processes share no folder.
     """
     model, config = setup.model, setup.made_by["config"]
     tasks, methods = zip(*setup.tasks, strict=True)
     for cfg in methods[0].values():
         decode_policy(model, cfg)
     made_each = {**setup.made_by, "config": {**config, "methods": None, "sweep": None}}
+    if len(methods[0]) < setup.hosts.count:
+        raise ValueError(f"num_processes is {setup.hosts.count}; allowed: at most the cells, {len(methods[0])}")
     (setup.workdir / "cells").mkdir(exist_ok=True)
-    cells = []
-    for name in tqdm(methods[0], desc="sweep", unit="cell"):
-        key = _key({**made_each, "cell": config["methods"][name]})
-        path = setup.workdir / "cells" / f"{name}.json"
-        cell = read_json(path)
-        if cell is None or cell["key"] != key:
-            ways = [{name: of_task[name]} for of_task in methods]
-            cell = {**_decode_cell(model, tasks, ways, config), "key": key}
-            write_json(path, cell)
-        cells.append(cell)
+    keys = {name: _key({**made_each, "cell": config["methods"][name]}) for name in methods[0]}
+    paths = {name: setup.workdir / "cells" / f"{name}.json" for name in methods[0]}
+
+    def found(name: str) -> dict[str, Any] | None:
+        cell = read_json(paths[name])
+        return cell if cell is not None and cell["key"] == keys[name] else None
+
+    missing = [name for name in methods[0] if found(name) is None]
+    setup.hosts.wait()
+    for name in tqdm(setup.hosts.part(missing), desc="sweep", unit="cell"):
+        ways = [{name: of_task[name]} for of_task in methods]
+        write_json(paths[name], {**_decode_cell(model, tasks, ways, config), "key": keys[name]})
+    setup.hosts.wait()
+    cells = [cell for name in methods[0] if (cell := found(name)) is not None]
+    if len(cells) < len(methods[0]):
+        raise OSError(f"workdir {setup.workdir} lacks cells; allowed: a folder that all processes share")
     for task in tasks:
         compare_with_full([row for cell in cells for row in cell["rows"] if row["task"] == task.name])
     return cells

@@ -29,16 +29,20 @@ def prepare_workdir(workdir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def own_workdir(workdir: str | Path) -> Iterator[Path]:
-    """`prepare_workdir`, and no other process may own the folder meanwhile.
+def own_workdir(workdir: str | Path, index: int = 0) -> Iterator[Path]:
+    """`prepare_workdir`, and no other process may own the folder meanwhile, but those of the same run.
 
     The lock is the kernel's: it ends with the process, however that ends.
+
+    Args:
+        workdir: made where it is missing.
+        index: of this process among those of a run, which have a lock each.
 
     Raises:
         OSError: it cannot be made or written, or another process owns it.
     """
     folder = prepare_workdir(workdir)
-    with open(folder / ".lock", "a+", encoding="utf-8") as lock:
+    with open(folder / (f".lock-{index}" if index else ".lock"), "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

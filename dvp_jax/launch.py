@@ -5,18 +5,28 @@ With --verbosity=1, as a traceback.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
+
+from dvp_jax import hosts
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], *, several: bool = False) -> None:
     """Parses the flags and calls `main`; its return value is the exit status.
 
     Args:
         main: may raise ValueError or OSError for bad input.
+        several: whether it can run as one of several processes; only process 0 prints then.
     """
+    if several:
+        flags.DEFINE_string(
+            "coordinator", None, 'host:port of process 0 of several; "auto" on a cluster that JAX knows.'
+        )
+        flags.DEFINE_integer("num_processes", None, "How many processes take part.")
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
     def call(argv: list[str]) -> int | None:
         if len(argv) > 1:
@@ -25,11 +35,18 @@ def run(main: Callable[[], int | None]) -> None:
         if not debugging:
             logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
         try:
-            return main()
-        except (ValueError, OSError, ImportError) as error:
-            if debugging:
+            if several:
+                _join()
+            status = main()
+            hosts.leave()
+            return status
+        except Exception as error:
+            bad_input = isinstance(error, (ValueError, OSError, ImportError))
+            if bad_input and not debugging:
+                print(f"error: {error}", file=sys.stderr)
+            hosts.tell(error)
+            if debugging or not bad_input:
                 raise
-            print(f"error: {error}", file=sys.stderr)
             return 1
 
     def parse(argv: list[str]) -> list[str]:
@@ -40,3 +57,15 @@ def run(main: Callable[[], int | None]) -> None:
             sys.exit(1)
 
     app.run(call, flags_parser=parse)
+
+
+def _join() -> None:
+    asked = flags.FLAGS
+    if asked.coordinator is None:
+        for name in ("num_processes", "process_id"):
+            if asked[name].value is not None:
+                raise ValueError(f"{name} is {asked[name].value}, but --coordinator is not set")
+        return
+    hosts.join(asked.coordinator, asked.num_processes, asked.process_id)
+    if not hosts.current().first:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives

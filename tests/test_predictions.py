@@ -1,9 +1,13 @@
 """What an interrupted evaluation finds again."""
 
+import concurrent.futures
+import dataclasses
 import json
+import threading
 
 import pytest
 
+from dvp_jax.hosts import Hosts
 from dvp_jax.predictions import Predictions
 
 
@@ -80,3 +84,59 @@ def test_results_are_not_written_where_predictions_could_not_be(tmp_path):
         run.finish(two_and_stop(), {"rows": []})
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.partial.jsonl"]
     assert ids(Predictions(tmp_path, "key").get("squad", "full", 0)) == ["a"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads(Hosts):
+    """A process of a run, as a thread."""
+
+    barrier: threading.Barrier | None = None
+
+    def wait(self):
+        self.barrier.wait(10)
+
+
+def in_threads(count, function):
+    """What the function returns for each of so many processes."""
+    barrier = threading.Barrier(count)
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda index: function(Threads(index, count, barrier)), range(count)))
+
+
+def test_processes_gather_what_each_decoded_and_any_number_of_them_goes_on_from_it(tmp_path):
+    def decode(hosts):
+        run = Predictions(tmp_path, "key", hosts)
+        found = [batch for batch in range(9) if run.get("squad", "full", batch)]
+        for batch in hosts.part([batch for batch in range(upto) if batch not in found]):
+            run.add("squad", "full", batch, texts(f"{batch}a", f"{batch}b"))
+        run.gather()
+        return found, ids(run.all("squad", "full", upto))
+
+    def expected(upto):
+        return [f"{batch}{row}" for batch in range(upto) for row in "ab"]
+
+    upto = 4
+    assert in_threads(2, decode) == [([], expected(4))] * 2
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["predictions.partial-1.jsonl", "predictions.partial.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / names[0]).read_text().split("\n")[:-1]]
+    assert [line["id"] for line in lines[1:]] == ["1a", "1b", "3a", "3b"], "its part and no more"
+    upto = 7
+    assert in_threads(3, decode) == [([0, 1, 2, 3], expected(7))] * 3
+    assert ids(Predictions(tmp_path, "key").all("squad", "full", 7)) == expected(7)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.partial.jsonl"]
+
+
+def test_a_batch_that_two_journals_hold_is_found_once(tmp_path):
+    Predictions(tmp_path, "key").add("squad", "full", 0, texts("a", "b"))
+    copy = (tmp_path / "predictions.partial.jsonl").read_bytes()
+    (tmp_path / "predictions.partial-1.jsonl").write_bytes(copy)
+    (tmp_path / "predictions.partial-2.jsonl").write_bytes(copy[:-20])
+    assert ids(Predictions(tmp_path, "key").get("squad", "full", 0)) == ["a", "b"]
+
+
+def test_a_batch_that_another_process_wrote_elsewhere_is_named(tmp_path):
+    run = Predictions(tmp_path, "key")
+    run.add("squad", "full", 0, texts("a"))
+    with pytest.raises(OSError, match=rf"workdir {tmp_path} lacks batch 1 of squad by full; allowed: a folder"):
+        run.all("squad", "full", 2)

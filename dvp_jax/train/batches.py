@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Int
 
 from dvp_jax.data.task import Task
 from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
+from dvp_jax.provenance import digest
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model
 
@@ -66,6 +67,11 @@ class Batches:
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             lengths = length_bucket(len(source), SOURCE_LENGTHS), length_bucket(len(target), TARGET_LENGTHS)
             self._buckets.setdefault(lengths, []).append(index)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the examples."""
+        return digest([self._sources, self._targets])
 
     def __len__(self) -> int:
         """Batches in an epoch."""

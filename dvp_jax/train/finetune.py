@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax import traverse_util
-
+from dvp_jax import hosts
 from dvp_jax.data import make_task
 from dvp_jax.files import prepare_workdir, write_whole
+from dvp_jax.provenance import code_fingerprint, versions
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model
 from dvp_jax.train.batches import batches_of
@@ -36,7 +36,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         FileExistsError: the workdir holds a run and resume is False, or a finished run.
         FileNotFoundError: a data file or the checkpoint is missing.
         ValueError: an impossible setting, an empty or malformed data set, another config or other arrays
-            than those of the run to resume, or a loss that is no longer finite.
+            than those of the run to resume, a loss that is no longer finite, or processes that differ in code,
+            versions, config, model or data.
         OSError: the workdir cannot be written.
     """
     cfg = make_train_config(config["train"])
@@ -50,6 +51,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     for name in ("limit", "validation_limit"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; allowed: at least 1")
+    me = hosts.current()
+    me.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
     tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
     validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
 
@@ -61,19 +64,27 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         validation = batches_of(
             model, validation_tasks, batch_size=cfg.batch_size, limit=config["validation_limit"]
         )
+    me.agree({"model_fingerprint": model.fingerprint, "data_fingerprint": batches.fingerprint})
     if resume and (workdir / "config.json").exists():
         _check_same(
             json.loads((workdir / "config.json").read_text(encoding="utf-8")), json.loads(json.dumps(config))
         )
-    write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
+    me.wait()
+    if me.first:
+        write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
     best = train(model, batches, validation, cfg, workdir, resume=resume)
+    if me.first:
+        _export(best, workdir)
+    return workdir / "model"
+
+
+def _export(best: Model, workdir: Path) -> None:
     if curves := [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]:
         accuracy_per_depth(
             {f"step {line['step']}": line["accuracy"] for line in curves[:: max(1, len(curves) // 6)]},
             workdir / "accuracy_per_depth.svg",
         )
     save_model(workdir / "model", best)
-    return workdir / "model"
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -83,12 +94,11 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         ValueError: names each field that differs, with both values.
     """
     may_differ = {"train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
-    old, new = (traverse_util.flatten_dict(dict(config), sep=".") for config in (before, now))
-    differs = sorted(name for name in {*old, *new} - may_differ if old.get(name) != new.get(name))
+    differs = {name: both for name, both in hosts.differences(before, now).items() if name not in may_differ}
     if differs:
         raise ValueError(
             "config differs from that of the run to resume: "
-            + "; ".join(f"{name} is {new.get(name)!r}, was {old.get(name)!r}" for name in differs)
+            + "; ".join(f"{name} is {new!r}, was {old!r}" for name, (old, new) in differs.items())
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from dvp_jax import hosts
 from dvp_jax.files import write_whole
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import DTYPES
@@ -217,7 +220,7 @@ def train_step(
             index, part = indexed
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part, index)), None
 
-        parts = jax.tree.map(lambda x: x.reshape(cfg.accumulation, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: _over_devices(x.reshape(cfg.accumulation, -1, *x.shape[1:])), batch)
         zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
         (loss, gradient), _ = jax.lax.scan(add, zero, (jnp.arange(cfg.accumulation), parts))
 
@@ -226,12 +229,49 @@ def train_step(
     return TrainState(state.step + 1, params, optimizer), StepMetrics(loss, optax.global_norm(gradient))
 
 
+def _over_devices(parts: Array) -> Array:
+    """Splits the rows of each part over the devices, where there are several: else each part would be on a few."""
+    several = "data" in jax.sharding.get_abstract_mesh().axis_names
+    return jax.lax.with_sharding_constraint(parts, PartitionSpec(None, "data")) if several else parts
+
+
+def data_mesh(cfg: TrainConfig) -> Mesh | None:
+    """One axis "data" over the devices of all processes; None where there is one process.
+
+    Raises:
+        ValueError: the devices do not divide the rows that they take at a time.
+    """
+    if hosts.current().count == 1:
+        return None
+    devices = jax.devices()
+    rows = cfg.batch_size // cfg.accumulation
+    if rows % len(devices):
+        raise ValueError(
+            f"batch_size is {cfg.batch_size} in {cfg.accumulation} parts; allowed: parts of a multiple of "
+            f"{len(devices)}, the devices of all processes"
+        )
+    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+
+
+def _put(tree: Any, mesh: Mesh | None, *axes: str) -> Any:
+    """Arrays that every process holds whole, onto the mesh: split along `axes`, else copied."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+
+    def put(x: Any) -> Array:
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree)
+
+
 @partial(jax.jit, static_argnums=0)
 def _validation_sums(config: T5Config, params: Params, batch: Batch) -> DepthSums:
     return depth_sums(config, params, batch, tuple(range(1, config.num_decoder_layers + 1)))
 
 
-def validate(config: T5Config, params: Params, batches: Batches) -> dict[str, list[float]]:
+def validate(config: T5Config, params: Params, batches: Iterable[Batch]) -> dict[str, list[float]]:
     """Loss and accuracy of every depth, a token, without dropout and label smoothing.
 
     Args:
@@ -242,7 +282,7 @@ def validate(config: T5Config, params: Params, batches: Batches) -> dict[str, li
     Returns:
         "loss" and "accuracy" (teacher-forced, in [0, 1]): lists over the depths 1..L.
     """
-    sums = [_validation_sums(config, params, batch) for batch in batches.once()]
+    sums = [_validation_sums(config, params, batch) for batch in batches]
     loss, correct, tokens = (
         np.sum([np.asarray(getattr(s, name)) for s in sums], axis=0) for name in ("loss", "correct", "tokens")
     )
@@ -260,7 +300,8 @@ def train(
 ) -> Model:
     """Trains, with checkpoints, validation and a log, and returns the best model.
 
-    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not.
+    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. Several
+    processes split each batch over all their devices; process 0 writes the log, all of them the checkpoints.
 
     Args:
         model: where to start.
@@ -273,14 +314,16 @@ def train(
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
         ValueError: the checkpoint's arrays are not those of this run, or the loss is no longer finite; the
-            checkpoints before stay.
+            checkpoints before stay. Or the devices of several processes do not divide a batch.
         OSError: a checkpoint or the log could not be written; the checkpoints before stay.
     """
     weights = cfg.depth_weights(model.config.num_decoder_layers)
     config = model.config
     if cfg.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=cfg.dropout_rate)
-    with Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
+    mesh = data_mesh(cfg)
+    context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with context, Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
         taken = checkpoints.steps()
         if taken and not resume:
             raise FileExistsError(
@@ -290,7 +333,7 @@ def train(
         params = {name: value for name, value in model.params.items() if name != "meta"}
         # Copies, since each step gives up the parameters before it.
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        state = TrainState(jnp.int32(0), params, cfg.make_optimizer().init(params))
+        state = _put(TrainState(jnp.int32(0), params, cfg.make_optimizer().init(params)), mesh)
         if taken:
             state = checkpoints.restore(taken[-1], state)
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
@@ -299,7 +342,7 @@ def train(
         start = int(state.step)
         bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training", unit="step")
         for step in bar:
-            state, metrics = train_step(config, cfg, state, train_batches.at(step - 1))
+            state, metrics = train_step(config, cfg, state, _put(train_batches.at(step - 1), mesh, "data"))
             unchecked.append((step, metrics))
             checkpoint = step % cfg.checkpoint_every == 0 or step == cfg.steps
             if checkpoint or step % cfg.log_every == 0:
@@ -310,7 +353,8 @@ def train(
             if checkpoint:
                 loss = None
                 if validation_batches is not None:
-                    by_depth = validate(config, state.params, validation_batches)
+                    batches = (_put(batch, mesh, "data") for batch in validation_batches.once())
+                    by_depth = validate(config, state.params, batches)
                     loss = sum(weight * by_depth["loss"][depth - 1] for depth, weight in weights.items())
                     if not math.isfinite(loss):
                         raise ValueError(f"step {step}: the validation loss is {loss}; {_STOPPED}")
@@ -346,12 +390,15 @@ class MetricsLog:
     """metrics.jsonl: one JSON object a line.
 
     Args:
-        path: lines beyond `step` are dropped: an interrupted run will write them again.
+        path: lines beyond `step` are dropped: an interrupted run will write them again. Of several processes only
+            the first writes.
         step: steps taken.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self._path = path
+        self._path, self._writes = path, hosts.current().first
+        if not self._writes:
+            return
         lines = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
         write_whole(path, (json.dumps(line) + "\n" for line in lines))
 
@@ -361,6 +408,8 @@ class MetricsLog:
         Raises:
             OSError: it cannot be written; names the file.
         """
+        if not self._writes:
+            return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

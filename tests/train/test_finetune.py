@@ -10,9 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -20,10 +22,13 @@ import transformers
 from safetensors.numpy import load_file
 
 import dvp_jax
+from dvp_jax.hosts import Hosts
 from dvp_jax.t5.convert import parameter_shapes
+from dvp_jax.train import trainer
 from dvp_jax.train.finetune import finetune
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
+from tests.processes import begin, end, host_flags, last_line
 from tests.train.helpers import flat, launch_finetune, quick_compiler, start, word_tokenizer  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +234,78 @@ def test_training_goes_on_from_an_exported_folder(data, trained):
     texts = ["ann is in oslo"]
     ids = [transformers.AutoTokenizer.from_pretrained(r.model)(texts)["input_ids"] for r in (run, trained)]
     assert ids[0] == ids[1]
+
+
+def run_several(data: Path, workdir: Path, count: int, *others: str) -> list[Run]:
+    """The launcher as so many processes of one run."""
+    logs = [data / f"log-{index}" for index in range(count)]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    processes = [
+        start(launch_finetune, log, arguments(data, workdir, *others, *flags))
+        for log, flags in zip(logs, host_flags(count), strict=True)
+    ]
+    for process in processes:
+        process.join(300)
+    return [Run(p.exitcode, "", log.read_text(), workdir) for p, log in zip(processes, logs, strict=True)]
+
+
+def assert_same_training(found: Run, expected: Run) -> None:
+    """Expects the same curves and the same model, but for the order in which floats are added up."""
+    for split in ("train", "validation"):
+        for one, other in zip(metrics_of(found, split), metrics_of(expected, split), strict=True):
+            assert one["step"] == other["step"]
+            np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+    tensors, others = (load_file(run.model / "model.safetensors") for run in (found, expected))
+    for name, tensor in others.items():
+        np.testing.assert_allclose(tensors[name], tensor, atol=1e-4, err_msg=name)
+
+
+def test_two_processes_train_as_one_does_and_one_goes_on_from_them(data, trained):
+    workdir = data / "runs" / "several"
+    runs = run_several(data, workdir, 2)
+    assert [run.status for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
+    assert_same_training(runs[0], trained)
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in trained.workdir.iterdir()}
+    for name in ("model", "checkpoints/6"):
+        shutil.rmtree(workdir / name)
+    run = launch(data, workdir, "--resume")
+    assert run.status == 0, run.stderr
+    assert_same_training(run, trained)
+
+
+def test_devices_of_several_processes_that_do_not_divide_a_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(trainer.hosts, "current", lambda: Hosts(0, 3))
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 3)
+    message = "^batch_size is 8 in 2 parts; allowed: parts of a multiple of 3, the devices of all processes$"
+    with pytest.raises(ValueError, match=message):
+        trainer.data_mesh(trainer.TrainConfig(steps=1, batch_size=8, accumulation=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_training_stops_when_one_process_is_killed_and_goes_on_with_resume(data, trained, tmp_path, dies):
+    steps = ["--config.train.steps=400", "--config.train.log_every=1"]
+    command = ["-m", "experiments.finetune", *arguments(data, tmp_path / "run", *steps)]
+    processes = begin([command] * 2)
+    while not (tmp_path / "run" / "checkpoints" / "20").is_dir():
+        assert processes[dies].poll() is None, processes[dies].communicate()
+        time.sleep(0.01)
+    processes[dies].kill()
+    began = time.monotonic()
+    runs = end(processes)
+    assert time.monotonic() - began < 60
+    assert runs[1 - dies].returncode == 1
+    said = f"error: process {dies} of 2 died or cannot be reached; what was written stays: start all "
+    assert last_line(runs[1 - dies]).startswith(said), runs[1 - dies].stderr
+
+    for run in end(begin([[*command, "--resume"]] * 2)):
+        assert run.returncode == 0, run.stderr
+    whole = launch(data, tmp_path / "whole", *steps)
+    assert whole.status == 0, whole.stderr
+    found, expected = metrics_of(Run(0, "", "", tmp_path / "run"), "train"), metrics_of(whole, "train")
+    assert [line["step"] for line in found] == list(range(1, 401))
+    np.testing.assert_allclose([x["loss"] for x in found], [x["loss"] for x in expected], rtol=1e-2)
 
 
 def test_an_interrupted_run_goes_on_with_resume_and_exports_the_same_model(data, trained):

@@ -365,7 +365,7 @@ def test_adafactor_lowers_the_loss():
 def test_validation_is_a_mean_over_the_tokens_of_all_batches_at_each_depth():
     model = tiny_model(seed=3)  # of rate 0.1: there must be no dropout
     batches = make_batches(6, 4, target_lengths=(1, 8))
-    found = trainer.validate(CONFIG, model.params, batches)
+    found = trainer.validate(CONFIG, model.params, batches.once())
     tokens = [int(batch.target_mask.sum()) for batch in batches.once()]
     assert len(tokens) == 2 and tokens[0] != tokens[1]
     for depth in (1, 2):
