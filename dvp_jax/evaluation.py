@@ -7,22 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from dvp_jax.data.task import Task
 from dvp_jax.data.tokens import source_batches
 from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
-from dvp_jax.decode.generate import (
-    batch_bucket,
-    decode,
-    decode_policy,
-    encode,
-    source_bucket,
-    to_text,
-    tokenize,
-)
+from dvp_jax.decode.engine import Engine
+from dvp_jax.decode.generate import GeneratedText, decode_policy, source_bucket, tokenize
 from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
 from dvp_jax.exits.policy import CALM, DVP, Oracle
 from dvp_jax.predictions import Line, Predictions
@@ -57,9 +49,9 @@ def evaluate(
 ) -> tuple[list[dict[str, Any]], list[Line]]:
     """Decodes every example in every way and scores the texts.
 
-    Every batch is decoded by all methods before the next batch, so that a machine whose speed drifts treats
-    them alike. Every shape is compiled before the clock starts. Times are of decoding, without the encoder,
-    which costs all methods the same and is reported beside them.
+    A few batches at a time are decoded by all methods, so that a machine whose speed drifts treats them alike;
+    within them a row that ends makes room for the next. Every shape is compiled before the clock starts.
+    Times are of decoding, without the encoder, which costs all methods the same and is reported beside them.
 
     Args:
         model: with a tokenizer.
@@ -89,50 +81,46 @@ def evaluate(
 
     ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
     lengths = mask.sum(axis=1)
-    batches = [source for _, *source in source_batches(ids, mask, batch_size)]
+    # One at a time there is nobody to make room for: each example is a unit of work of its own.
+    unit = batch_size if batch_size == 1 else batch_size * _BATCHES
+    batches = [
+        [row[real].tolist() for row, real in zip(*source, strict=True)]
+        for _, *source in source_batches(ids, mask, unit)
+    ]
     if len(batches) < done.hosts.count:
         raise ValueError(
-            f"num_processes is {done.hosts.count}; allowed: at most the batches of {task.name}, {len(batches)} "
-            f"({len(examples)} examples, batch_size {batch_size})"
+            f"num_processes is {done.hosts.count}; allowed: at most the units of {unit} examples of {task.name}, "
+            f"{len(batches)} ({len(examples)} examples, batch_size {batch_size})"
         )
     left = {
         index: [name for name in methods if done.get(task.name, name, index) is None]
         for index in range(len(batches))
     }
     mine = done.hosts.part([index for index, names in left.items() if names])
-    shapes = {
-        (batch_bucket(len(ids)), source_bucket(ids.shape[1])): (ids, mask)
-        for ids, mask in (batches[index] for index in mine)
-    }
-    for source in tqdm(shapes.values(), desc="compiling", unit="shape"):
-        encoded = encode(model, *source)
+    buckets = {source_bucket(len(row)): row for index in mine for row in batches[index]}
+    for row in tqdm(buckets.values(), desc="compiling", unit="shape"):
         for cfg in methods.values():
-            jax.block_until_ready(decode(model, encoded, cfg))
+            for count in {1, min(2, batch_size)}:  # what an engine encodes together
+                _decode(model, cfg, [row] * count, batch_size)
 
     tokens, begin = 0, time.perf_counter()
     with tqdm(total=len(examples), desc=task.name, unit="example") as bar:
-        bar.update(len(examples) - sum(len(batches[index][0]) for index in mine))
+        bar.update(len(examples) - sum(len(batches[index]) for index in mine))
         for index in mine:
-            rows = range(len(batches[index][0]))
-            clock = time.perf_counter()
-            encoded = jax.block_until_ready(encode(model, *batches[index]))
-            encode_s = (time.perf_counter() - clock) / len(rows)
+            rows, of_batch = batches[index], examples[index * unit :]
             for name in left[index]:
-                clock = time.perf_counter()
-                out = jax.tree.map(np.asarray, decode(model, encoded, methods[name]))
-                seconds = {"decode_s": (time.perf_counter() - clock) / len(rows), "encode_s": encode_s}
-                of_batch = examples[index * batch_size :]
+                texts, seconds = _decode(model, methods[name], rows, batch_size)
                 lines = [
-                    {"id": of_batch[row].id, **dataclasses.asdict(to_text(model, out, row)), **seconds}
-                    for row in rows
+                    {"id": example.id, **dataclasses.asdict(text), **seconds}
+                    for example, text in zip(of_batch, texts, strict=False)
                 ]
                 done.add(task.name, name, index, lines)
-                tokens += int(out.lengths.sum())
+                tokens += sum(len(text.tokens) for text in texts)
             bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - begin):.0f}"}, refresh=False)
             bar.update(len(rows))
 
     done.gather()
-    texts = {name: done.all(task.name, name, len(batches)) for name in methods}
+    found = {name: done.all(task.name, name, len(batches)) for name in methods}
     results = [
         {
             "name": name,
@@ -142,10 +130,25 @@ def evaluate(
             **_cost(model, lines, policies[name], lengths),
             "num_examples": len(examples),
         }
-        for name, lines in texts.items()
+        for name, lines in found.items()
     ]
     compare_with_full(results)
-    return results, [line for lines in texts.values() for line in lines]
+    return results, [line for lines in found.values() for line in lines]
+
+
+_BATCHES = 8
+"""Rows that a unit of work gives each slot to decode."""
+
+
+def _decode(
+    model: Model, cfg: DecodeConfig, rows: Sequence[list[int]], slots: int
+) -> tuple[list[GeneratedText], dict[str, float]]:
+    """Texts in the order of the rows, and seconds that each took on average."""
+    engine, begin = Engine(model, cfg, slots=slots, max_source_length=max(map(len, rows))), time.perf_counter()
+    texts = [result.output for result in engine.run(rows, in_order=True) if result.output is not None]
+    seconds = time.perf_counter() - begin
+    encode_s = engine.work["encode_s"]
+    return texts, {"decode_s": (seconds - encode_s) / len(rows), "encode_s": encode_s / len(rows)}
 
 
 def compare_with_full(rows: Sequence[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 
 from dvp_jax import launch
 from dvp_jax.decode.config import METHODS, DecodeConfig
-from dvp_jax.decode.generate import generate_text
+from dvp_jax.decode.engine import generate_text
 from dvp_jax.t5.load import load_model
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)

@@ -44,9 +44,9 @@ Texts = list[tuple[list[int], list[int]]]
 
 def fixed_batches(
     model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int
-) -> tuple[Texts, dict[str, int]]:
+) -> tuple[Texts, dict[str, float]]:
     """Decodes batch after batch, each as long as its longest text takes."""
-    texts, work = [], {"steps": 0, "tokens": 0, "layers": 0}
+    texts, work = [], {"steps": 0.0, "tokens": 0, "layers": 0}
     for _, *source in source_batches(ids, mask, rows):
         out = jax.tree.map(np.asarray, decode(model, encode(model, *source), cfg))
         for tokens, exits, length in zip(out.tokens, out.exit_layers, out.lengths[: len(source[0])], strict=False):
@@ -59,7 +59,7 @@ def fixed_batches(
 
 def refilled_slots(
     model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int
-) -> tuple[Texts, dict[str, int]]:
+) -> tuple[Texts, dict[str, float]]:
     """Decodes the sources through an engine."""
     engine = Engine(model, cfg, slots=rows)
     sources = (row[real].tolist() for row, real in zip(ids, mask, strict=True))

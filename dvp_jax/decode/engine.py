@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -32,10 +33,12 @@ from dvp_jax.decode.generate import (
     decode_arguments,
     decode_policy,
     encode,
+    generate,
     new_state,
     next_token,
     source_bucket,
     to_text,
+    tokenize,
 )
 from dvp_jax.decode.memory import Structure
 from dvp_jax.t5.load import Model
@@ -146,6 +149,7 @@ class _Lane:
         self._running: list[int | None] = [None] * num_slots  # tickets
         self._pool: Encoded
         self._slots: Slots
+        self.encode_s = 0.0  # seconds of the last step
         self._program: tuple[Structure, Params, Array] | None = None  # None: no request was encoded yet
 
     @property
@@ -167,6 +171,7 @@ class _Lane:
 
     def step(self, steps: int) -> tuple[list[tuple[int, GeneratedText]], Work]:
         """Refills the slots, steps them, and returns the texts that ended."""
+        self.encode_s = 0.0
         self._fill()
         free = self._running.count(None)
         more = len(self.waiting) + len(self._pooled) > 0
@@ -206,12 +211,14 @@ class _Lane:
             self._slots = _refill(self._program[0], self._slots, self._pool, sources, places, len(begin))
 
     def _encode_pool(self) -> None:
-        """Encodes as many waiting requests as there are slots."""
+        """Encodes as many waiting requests as there are slots; one alone, or all in one shape."""
+        begin = time.perf_counter()
         chosen = [self.waiting.popleft() for _ in range(min(len(self.waiting), len(self._running)))]
         rows = [ids for _, ids in chosen]
-        self._pool = encode(
-            self._model, *pad_rows(rows, len(rows), max(map(len, rows)), self._model.config.pad_token_id)
-        )
+        source = pad_rows(rows, len(rows), max(map(len, rows)), self._model.config.pad_token_id)
+        size = 1 if len(rows) == 1 else len(self._running)
+        self._pool = jax.block_until_ready(encode(self._model, *source, rows=size))
+        self.encode_s += time.perf_counter() - begin
         self._pooled = deque((ticket, row) for row, (ticket, _) in enumerate(chosen))
         if self._program is None:
             nothing = jax.tree.map(
@@ -254,8 +261,9 @@ class Engine:
         self._lanes: dict[int, _Lane] = {}
         self._refused: list[Result] = []
         self._tickets = 0
-        self.work = {"steps": 0, "tokens": 0, "layers": 0}
-        """Steps taken, tokens they decoded, and layers they ran: of each step as many as its deepest row."""
+        self.work = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
+        """Steps taken, tokens they decoded, layers they ran (of each step as many as its deepest row), and seconds
+        that the encoder took."""
 
     def submit(self, request: Request) -> int:
         """Lets a request wait for a slot; a bad one gets its error as its result.
@@ -291,8 +299,10 @@ class Engine:
         oldest, _ = min(lanes, key=lambda item: min(item[1]))
         fullest, _ = max(lanes, key=lambda item: min(len(item[1]), self._num_slots))
         waited_long = self._tickets - min(min(tickets) for _, tickets in lanes) > _PATIENCE * self._num_slots
-        texts, work = (oldest if waited_long else fullest).step(self._steps)
-        for name in self.work:
+        lane = oldest if waited_long else fullest
+        texts, work = lane.step(self._steps)
+        self.work["encode_s"] += lane.encode_s
+        for name in ("steps", "tokens", "layers"):
             self.work[name] += int(getattr(work, name))
         return results + [Result(ticket, text) for ticket, text in texts]
 
@@ -340,6 +350,31 @@ class Engine:
         if len(ids) > self._max_source_length:
             raise ValueError(f"request has {len(ids)} tokens; allowed: at most {self._max_source_length}")
         return ids.tolist()
+
+
+def generate_text(
+    model: Model, prompts: Sequence[str], cfg: DecodeConfig, *, max_source_length: int = 512, slots: int = 16
+) -> list[GeneratedText]:
+    """Generates from texts: as one batch, or through an engine where there are more of them than slots.
+
+    Args:
+        model: with a tokenizer.
+        prompts: at least one, none empty.
+        cfg: how.
+        max_source_length: longer prompts are truncated, with a warning that counts them.
+        slots: rows decoded together at most.
+
+    Raises:
+        ValueError: no prompts, an empty prompt, a model without a tokenizer, slots below 1, cfg that does not fit
+            the model.
+    """
+    ids, mask = tokenize(model, prompts, max_source_length)
+    engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)
+    if len(ids) <= slots:
+        out = generate(model, ids, mask, cfg)
+        return [to_text(model, out, row) for row in range(len(ids))]
+    rows = (row[real].tolist() for row, real in zip(ids, mask, strict=True))
+    return [result.output for result in engine.run(rows, in_order=True) if result.output is not None]
 
 
 _AHEAD = 4

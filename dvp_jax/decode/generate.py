@@ -125,7 +125,7 @@ def batch_bucket(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike) -> Encoded:
+def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, rows: int | None = None) -> Encoded:
     """Runs the encoder and projects cross-attention keys and values.
 
     The batch is padded to a length bucket and to a power of two of rows; `active` marks the real rows.
@@ -134,13 +134,14 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike) -> Enc
         model: from `load_model`.
         input_ids: (B, S) integers, any padding.
         attention_mask: (B, S), 0 or False at padding.
+        rows: to pad to instead, at least B.
 
     Raises:
         ValueError: wrong shapes or dtypes, ids outside the vocabulary, a row that is all padding.
     """
     ids, mask = _check_source(model.config, input_ids, attention_mask)
-    rows, length = ids.shape
-    padding = ((0, batch_bucket(rows) - rows), (0, source_bucket(length) - length))
+    count, length = ids.shape
+    padding = ((0, (rows or batch_bucket(count)) - count), (0, source_bucket(length) - length))
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
     device_mask = jnp.asarray(mask)
     cross = _encode(model.config, model.params, jnp.asarray(ids), device_mask)
@@ -241,25 +242,6 @@ class GeneratedText:
     tokens: list[int]
     exit_layers: list[int]
     confidences: list[float]
-
-
-def generate_text(
-    model: Model, prompts: Sequence[str], cfg: DecodeConfig, *, max_source_length: int = 512
-) -> list[GeneratedText]:
-    """Generates from texts, as one batch.
-
-    Args:
-        model: with a tokenizer.
-        prompts: at least one, none empty.
-        cfg: how.
-        max_source_length: longer prompts are truncated, with a warning that counts them.
-
-    Raises:
-        ValueError: no prompts, an empty prompt, a model without a tokenizer, cfg that does not fit the model.
-    """
-    ids, mask = tokenize(model, prompts, max_source_length)
-    out = generate(model, ids, mask, cfg)
-    return [to_text(model, out, row) for row in range(len(prompts))]
 
 
 def to_text(model: Model, out: Decoded, row: int) -> GeneratedText:

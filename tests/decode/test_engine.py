@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dvp_jax
 from dvp_jax.decode.engine import Engine
-from tests.decode.test_generate import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, WAIT, run
+from tests.decode.test_generate import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, WAIT, lettered, run
 from tests.models import both
 
 MODEL_OF = both(*MODEL)[1]
@@ -136,11 +137,21 @@ def test_impossible_settings_are_refused():
         Engine(MODEL_OF, dataclasses.replace(DVP, prune_size=212))
 
 
+def test_more_texts_than_slots_are_generated_as_in_one_batch():
+    prompts = ["abc", "zebra", "q", "hello" * 9, "xyz"]
+    few, batch = (dvp_jax.generate_text(lettered(), prompts, DVP, slots=slots) for slots in (2, 16))
+    assert [text.tokens for text in few] == [text.tokens for text in batch]
+    assert [text.text for text in few] == [text.text for text in batch]
+    with pytest.raises(ValueError, match="slots is 0; allowed: at least 1"):
+        dvp_jax.generate_text(lettered(), prompts, DVP, slots=0)
+
+
 def test_work_counts_steps_tokens_and_the_layers_of_each_steps_deepest_row():
     engine = Engine(MODEL_OF, CALM, slots=8)
     requests = [[first, 5] for first in range(2, 10)]
     list(engine.run(requests))
     batch = run(requests, CALM)
+    assert engine.work.pop("encode_s") > 0.0
     assert engine.work == {
         "steps": int(batch.lengths.max()),
         "tokens": int(batch.lengths.sum()),
