@@ -169,6 +169,7 @@ def _watch(call: Callable[[], str | None]) -> None:
         )
         time.sleep(_TELLING_S / 2)  # so that this comes after what JAX writes
     if not _left.is_set():
+        _left.set()
         print(f"error: {cause}", file=sys.stderr)
         _exit()
 
@@ -178,10 +179,10 @@ def tell(error: BaseException) -> None:
     if not _joined.is_set():
         return
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, jax.errors.JaxRuntimeError):
-            time.sleep(HEARTBEAT_TIMEOUT_S + 10)  # `_watch` tells which process died, if one did
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
         cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        time.sleep(HEARTBEAT_TIMEOUT_S + 10)  # `_watch` tells which process died, if one did
     _announce(str(error))
 
 

@@ -5,7 +5,8 @@
         --config.tasks.translation.target_path=test.de
 
 Writes results.json, predictions.jsonl, traces.jsonl and report.html under --workdir and prints the table. Started
-again, an interrupted run goes on where it was.
+again, an interrupted run goes on where it was. With --coordinator, --num_processes and --process_id as one of
+several processes that share the workdir.
 """
 
 from __future__ import annotations

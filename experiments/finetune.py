@@ -4,6 +4,7 @@
 
 Writes under --workdir: model/ (a Hugging Face folder), metrics.jsonl, accuracy_per_depth.svg and checkpoints/.
 With --resume goes on where an interrupted run stopped.
+With --coordinator, --num_processes and --process_id as one of several processes that share the workdir.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 
 Writes a file for each cell under --workdir/cells, then sweep.json, plots and report.html, and prints the table.
 Started again, an interrupted sweep goes on with the cell that was running.
+With --coordinator, --num_processes and --process_id as one of several processes that share the workdir.
 """
 
 from __future__ import annotations

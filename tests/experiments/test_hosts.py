@@ -149,7 +149,7 @@ def test_the_others_stop_when_one_is_killed_and_any_number_goes_on(folder, tmp_p
         for path in (tmp_path / "run").glob("predictions.partial*.jsonl")
         for line in map(json.loads, path.read_text().split("\n")[1:-3])  # the last ones may be of half a batch
     }
-    assert len(written) > 20
+    assert len(written) > 10
     for run in end(begin([one] * goes_on)):
         assert run.returncode == 0, run.stderr
     lines = {json.dumps(line) for line in read_lines(tmp_path / "run" / "predictions.jsonl")}
