@@ -6,6 +6,7 @@ programs by where their arguments are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ def check_mesh(config: T5Config, mesh: Mesh) -> Mesh:
         divisors = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
         raise ValueError(f"mesh has {size} devices along model, which do not divide {wrong}; allowed: {divisors}")
     return Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
+
+
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+    """Tells the programs traced within which mesh they are for; without one does nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def pad_vocabulary(config: T5Config, mesh: Mesh) -> T5Config:
