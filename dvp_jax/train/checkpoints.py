@@ -112,14 +112,14 @@ class Checkpoints:
 
         Args:
             step: has a checkpoint.
-            like: arrays or shapes of the run's state.
+            like: arrays of the run's state; what is restored goes where they are.
 
         Raises:
             ValueError: the checkpoint has other arrays; all that differ are listed.
         """
         stored = self._manager.item_metadata(step)
         check_shapes(self._folder / str(step), _shapes(stored), _shapes(like), "this run")
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
 

@@ -24,6 +24,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import DTYPES
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, unembedding
+from dvp_jax.t5.sharding import place, rows_over, shardings
 from dvp_jax.train.batches import Batch, Batches, shift_right
 from dvp_jax.train.checkpoints import Checkpoints
 from dvp_jax.train.losses import DepthSums, depth_weights, sums_by_depth
@@ -217,7 +218,8 @@ def train_step(
             index, part = indexed
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part, index)), None
 
-        parts = jax.tree.map(lambda x: x.reshape(cfg.accumulation, -1, *x.shape[1:]), batch)
+        # Every part from all over the batch, whose rows may be spread over devices in order.
+        parts = jax.tree.map(lambda x: x.reshape(-1, cfg.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
         (loss, gradient), _ = jax.lax.scan(add, zero, (jnp.arange(cfg.accumulation), parts))
 
@@ -260,7 +262,8 @@ def train(
 ) -> Model:
     """Trains, with checkpoints, validation and a log, and returns the best model.
 
-    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not.
+    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. A model
+    on a mesh is trained there, its optimiser's state beside its parameters.
 
     Args:
         model: where to start.
@@ -273,10 +276,11 @@ def train(
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
         ValueError: the checkpoint's arrays are not those of this run, or the loss is no longer finite; the
-            checkpoints before stay.
+            checkpoints before stay. Or the model's mesh does not fit cfg.
         OSError: a checkpoint or the log could not be written; the checkpoints before stay.
     """
     weights = cfg.depth_weights(model.config.num_decoder_layers)
+    check_batch(model, cfg)
     config = model.config
     if cfg.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=cfg.dropout_rate)
@@ -290,7 +294,10 @@ def train(
         params = {name: value for name, value in model.params.items() if name != "meta"}
         # Copies, since each step gives up the parameters before it.
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        state = TrainState(jnp.int32(0), params, cfg.make_optimizer().init(params))
+        init = cfg.make_optimizer().init
+        if model.mesh is not None:
+            init = jax.jit(init, out_shardings=shardings(model.mesh, jax.eval_shape(init, params)))
+        state = TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
         if taken:
             state = checkpoints.restore(taken[-1], state)
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
@@ -322,6 +329,26 @@ def train(
         if best != int(state.step):
             state = checkpoints.restore(best, state)
     return dataclasses.replace(model, params=state.params)
+
+
+def check_batch(model: Model, cfg: TrainConfig) -> None:
+    """Refuses to train on the model's mesh what would not fit, or not come out as on one device.
+
+    Raises:
+        ValueError: batch_size or the optimiser.
+    """
+    parts = cfg.accumulation * rows_over(model.mesh, 1)
+    if cfg.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {cfg.batch_size}; allowed on this mesh: multiples of {parts}, accumulation times the "
+            "data axis"
+        )
+    if cfg.optimizer == "adafactor" and model.config.vocab_padding:
+        raise ValueError(
+            f"optimizer is 'adafactor', whose step for an embedding depends on all its rows, and this mesh adds "
+            f"{model.config.vocab_padding} to the {model.config.vocab_size}; allowed: adamw, or a model axis that "
+            "divides them"
+        )
 
 
 _STOPPED = "stopped, and the checkpoints before it kept. A lower learning_rate or clip_norm may help"
