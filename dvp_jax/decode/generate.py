@@ -148,8 +148,8 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike) -> Enc
     filled = rows_over(model.mesh, batch_bucket(rows))
     padding = ((0, filled - rows), (0, source_bucket(length) - length))
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
-    ids, mask, active = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
-    return Encoded(_encode(model.config, model.params, ids, mask), mask, active)
+    on_device = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
+    return Encoded(_encode(model.config, model.params, *on_device[:2]), *on_device[1:])
 
 
 def decode(

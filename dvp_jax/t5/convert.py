@@ -247,7 +247,9 @@ def parameter_targets(
     """
     if mesh is not None:
         config = pad_vocabulary(config, mesh)
-    target = {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in parameter_shapes(config).items()}
+    target = {
+        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in parameter_shapes(config).items()
+    }
     if mesh is None:
         return config, target
     places = traverse_util.flatten_dict(shardings(mesh, traverse_util.unflatten_dict(target)))
@@ -270,7 +272,8 @@ def _fill(
             filled[tuple(map(slice, found.shape))] = found
         return filled
 
-    def of(index: tuple[slice, ...]) -> np.ndarray:
+    def of(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         return part(*(s.indices(size)[:2] for s, size in zip(index, target.shape, strict=True)))
 
     return jax.make_array_from_callback(target.shape, target.sharding, of)
@@ -314,7 +317,8 @@ def without_padding(config: T5Config, params: Params) -> Params:
     if not config.vocab_padding:
         return params
     return {
-        name: value[: config.vocab_size] if name in ("shared", "lm_head") else value for name, value in params.items()
+        name: value[: config.vocab_size] if name in ("shared", "lm_head") else value
+        for name, value in params.items()
     }
 
 

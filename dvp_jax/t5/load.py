@@ -62,7 +62,11 @@ class Model:
         """A hash of the parameters: the same for the same numbers, whatever file they came from."""
         hashed = hashlib.blake2b(digest_size=16)
         params = without_padding(self.config, self.params)
-        for name, value in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        for name, value in sorted(leaves.items()):
             array = np.asarray(value)
             hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             hashed.update(array.tobytes())
@@ -117,7 +121,7 @@ def shard_model(model: Model, mesh: Mesh | None) -> Model:
     config = pad_vocabulary(model.config, mesh)
     rows = ((0, config.vocab_padding), (0, 0))
     params = without_padding(model.config, model.params)
-    padded = {name: jnp.pad(params[name], rows) for name in ("shared", "lm_head") if name in params}
+    padded: Params = {name: jnp.pad(params[name], rows) for name in ("shared", "lm_head") if name in params}
     return dataclasses.replace(model, config=config, params=place(mesh, {**params, **padded}), mesh=mesh)
 
 

@@ -1,4 +1,4 @@
-"""Where the numbers live on a mesh of devices: requests over "data"; heads, feed-forward and vocabulary over "model".
+"""Where numbers live on a mesh of devices: requests over "data"; heads, feed-forward and vocabulary over "model".
 
 The table below is the only place that names a parameter's axes. Nothing else is told: `jax.jit` partitions the
 programs by where their arguments are.
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ from dvp_jax.t5.config import T5Config
 
 AXES = ("data", "model")
 
-_ROWS, _COLUMNS, _WHOLE = PartitionSpec("model", None), PartitionSpec(None, "model"), PartitionSpec()
+# As XLA writes them, without a None at the end: else the result of a training step would seem to live elsewhere
+# than what went in, and the next step be compiled anew.
+_ROWS, _COLUMNS, _WHOLE = PartitionSpec("model"), PartitionSpec(None, "model"), PartitionSpec()
 
 PARAMETER_AXES = {
     # Vocabulary: (V, d_model).
@@ -94,7 +96,7 @@ def pad_vocabulary(config: T5Config, mesh: Mesh) -> T5Config:
 
 
 def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Where each parameter lives, or each number of an optimiser's state: beside its parameter, if of its rank.
+    """Where each parameter lives, or each part of an optimiser's state: beside its parameter, if a matrix as well.
 
     Args:
         mesh: from `check_mesh`.
@@ -103,8 +105,7 @@ def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
     def of(path: KeyPath, leaf: jax.Array) -> NamedSharding:
         names = [key.key for key in path if isinstance(key, DictKey)]
-        axes = PARAMETER_AXES[names[-1]] if names else _WHOLE
-        return NamedSharding(mesh, axes if len(axes) == leaf.ndim else _WHOLE)
+        return NamedSharding(mesh, PARAMETER_AXES[names[-1]] if names and leaf.ndim == 2 else _WHOLE)
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -120,7 +121,7 @@ def rows_over(mesh: Mesh | None, rows: int) -> int:
     return -(-rows // data) * data
 
 
-def place_rows(mesh: Mesh | None, tree: Tree) -> Tree:
+def place_rows(mesh: Mesh | None, tree: Any) -> Any:
     """Arrays of a batch on the devices, their rows cut along the data axis, which divides them."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)

@@ -103,7 +103,7 @@ class Batches:
         arrays: list[np.ndarray] = []
         for rows, length in zip((self._sources, self._targets), lengths, strict=True):
             arrays += pad_rows([rows[index] for index in indices], self._batch_size, length, self._pad)
-        return place_rows(self._mesh, Batch(*arrays))
+        return Batch(*place_rows(self._mesh, arrays))
 
 
 def batches_of(

@@ -26,8 +26,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         config: "model" is a checkpoint folder or hub id, or None to start from scratch with "shape" (fields of
             `T5Config`) and "tokenizer" (a folder, or None to train one of shape.vocab_size pieces on the
             training texts); "tasks" and "validation_tasks" are lists of tasks as in evaluation; "limit" and
-            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`; "mesh" the sizes
-            of the axes "data" and "model" of a mesh of devices, or None.
+            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`; "mesh" is the
+            sizes of the axes "data" and "model" of a mesh of devices, or None.
         workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
         resume: go on from the latest checkpoint in the workdir.
 
