@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import dvp_jax
+from scripts.collectives import least, most, per_token
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
 from tests.reference import reference_decode
@@ -98,6 +99,22 @@ def test_only_the_kept_rows_of_the_unembedding_travel(found):
     rows, kept, d_model = 8 // EVERYWHERE[0], SETTINGS["dvp"]["prune_size"], 32
     assert max(sizes) == rows * kept * d_model  # W has 211 * d_model; the logits rows * 211
     assert sum(size >= rows * 211 for size in sizes) == 1
+
+
+def test_collectives_of_a_token_are_those_of_the_formulas(found):
+    rows, parts, kept, d_model, layers = 4, EVERYWHERE[1], SETTINGS["dvp"]["prune_size"], 32, 3
+    sent = per_token(found["hlo"], most)
+    # Value and place of the kept at depth 1, and of the best two of the whole vocabulary there and at the last depth.
+    assert sent.count["all-gather"] == 6
+    assert sent.bytes["all-gather"] == 4 * rows * parts * (2 * kept + 2 * 2 + 2 * 2)
+    # The embedding, 3 products a layer, the kept rows, two sums of a softmax; and flags, a byte each.
+    exact = 4 * rows * (d_model * (1 + 3 * layers + kept) + 2)
+    assert exact <= sent.bytes["all-reduce"] <= exact + 8
+    # Of a token that leaves at depth 1 no deeper layer, no last depth.
+    early = per_token(found["hlo"], least)
+    assert early.bytes["all-gather"] == 4 * rows * parts * (2 * kept + 2 * 2)
+    exact = 4 * rows * (d_model * (1 + 3 + kept) + 1)
+    assert exact <= early.bytes["all-reduce"] <= exact + 8
 
 
 def test_each_part_of_a_tensor_is_read_once_and_no_more_than_it(folder, found):
