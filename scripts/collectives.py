@@ -3,9 +3,9 @@
     python -m scripts.collectives --shape=t5-11b --mesh=1,8 --batch=1
 
 Compiles for virtual CPU devices; the weights are never made. Prints, for each method, how many collectives a token
-takes and how many bytes their results have on a device: at the least, where a token leaves at the first depth, and at
-the most, where it runs through all of them. Other backends may join or split collectives; the CPU's sends bfloat16
-as float32.
+takes and how many bytes their results have on a device: at the least, where a token leaves at the first depth, and
+at the most, where it runs through all of them. Other backends may join or split collectives; the CPU's widens
+bfloat16 to float32.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_only_the_kept_rows_of_the_unembedding_travel(found):
 def test_collectives_of_a_token_are_those_of_the_formulas(found):
     rows, parts, kept, d_model, layers = 4, EVERYWHERE[1], SETTINGS["dvp"]["prune_size"], 32, 3
     sent = per_token(found["hlo"], most)
-    # Value and place of the kept at depth 1, and of the best two of the whole vocabulary there and at the last depth.
+    # Value and place of the kept at depth 1, and of the best two of the vocabulary there and at the last depth.
     assert sent.count["all-gather"] == 6
     assert sent.bytes["all-gather"] == 4 * rows * parts * (2 * kept + 2 * 2 + 2 * 2)
     # The embedding, 3 products a layer, the kept rows, two sums of a softmax; and flags, a byte each.
