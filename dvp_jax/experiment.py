@@ -24,6 +24,7 @@ from dvp_jax.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.report.evaluation import report_evaluation, report_sweep
 from dvp_jax.report.traces import trace_texts
 from dvp_jax.t5.load import Model, load_model
+from dvp_jax.t5.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ def set_up(
                 names = ", ".join(config["methods"])
                 raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
         if model is None:
-            model = load_model(config["model"], config["dtype"], progress=True)
+            mesh = make_mesh(config.get("mesh"))
+            model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
         made_by = provenance(config, model, tasks, seed)
         hosts.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
         yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by, hosts)

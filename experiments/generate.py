@@ -11,6 +11,7 @@ from dvp_jax import launch
 from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.decode.engine import generate_text
 from dvp_jax.t5.load import load_model
+from dvp_jax.t5.sharding import make_mesh
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", None, "What to generate from, with the task's prefix.", required=True)
@@ -21,6 +22,7 @@ _MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at whic
 _PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
 _PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "Tokens that are kept.")
 _STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth of method static.")
+_MESH = flags.DEFINE_list("mesh", None, "Devices to decode on: sizes of the axes data and model, such as 4,2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Tokens to generate at most.")
 
 
@@ -35,7 +37,8 @@ def main() -> None:
         prune_size=_PRUNE_SIZE.value,
         static_exit_layer=_STATIC.value,
     )
-    model = load_model(_MODEL.value, _DTYPE.value, progress=True)
+    mesh = make_mesh(None if _MESH.value is None else [int(size) for size in _MESH.value])
+    model = load_model(_MODEL.value, _DTYPE.value, progress=True, mesh=mesh)
     (out,) = generate_text(model, [_PROMPT.value], cfg)
     print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
     assert model.tokenizer is not None  # else generate_text had refused

@@ -43,6 +43,7 @@ from dvp_jax.decode.generate import (
 from dvp_jax.decode.memory import Structure
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import Params
+from dvp_jax.t5.sharding import place_rows, rows_over, using
 
 Request = str | Sequence[int]
 """A text, or token ids with the end token."""
@@ -179,7 +180,8 @@ class _Lane:
         assert self._program is not None
         structure, params, thresholds = self._program
         slots = self._slots
-        state, work = _advance(structure, params, slots.encoded, slots.state, thresholds, steps, enough)
+        with using(self._model.mesh):
+            state, work = _advance(structure, params, slots.encoded, slots.state, thresholds, steps, enough)
         self._slots = dataclasses.replace(slots, state=state)
         ended = np.asarray(state.ended)
         over = [place for place, ticket in enumerate(self._running) if ticket is not None and ended[place]]
@@ -221,9 +223,11 @@ class _Lane:
         self.encode_s += time.perf_counter() - begin
         self._pooled = deque((ticket, row) for row, (ticket, _) in enumerate(chosen))
         if self._program is None:
+            slots = len(self._running)
             nothing = jax.tree.map(
-                lambda x: jnp.zeros((len(self._running), *x.shape[1:]), x.dtype), self._pool
-            )  # no row is active
+                lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), self._pool
+            )  # none is active
+            nothing = place_rows(self._model.mesh, nothing)
             structure, params, _, thresholds = decode_arguments(self._model, nothing, self._cfg)
             self._program = structure, params, thresholds
             self._slots = _empty(structure, nothing)
@@ -235,7 +239,8 @@ class Engine:
     Args:
         model: from `load_model`.
         cfg: how.
-        slots: rows that are stepped together, for each source bucket in use.
+        slots: rows that are stepped together, for each source bucket in use; more where a mesh's data axis does not
+            divide them.
         max_source_length: tokens of a request at most.
         steps: tokens of each row between two looks at the requests, at most.
 
@@ -256,7 +261,8 @@ class Engine:
             if value < 1:
                 raise ValueError(f"{name} is {value}; allowed: at least 1")
         decode_policy(model, cfg)
-        self._model, self._cfg, self._num_slots, self._steps = model, cfg, slots, steps
+        self._model, self._cfg, self._steps = model, cfg, steps
+        self._num_slots = rows_over(model.mesh, slots)
         self._max_source_length = max_source_length
         self._lanes: dict[int, _Lane] = {}
         self._refused: list[Result] = []

@@ -29,6 +29,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params
+from dvp_jax.t5.sharding import place_rows, rows_over, using
 
 
 @struct.dataclass
@@ -128,7 +129,8 @@ def batch_bucket(size: int) -> int:
 def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, rows: int | None = None) -> Encoded:
     """Runs the encoder and projects cross-attention keys and values.
 
-    The batch is padded to a length bucket and to a power of two of rows; `active` marks the real rows.
+    The batch is padded to a length bucket and to a power of two of rows, or more where the mesh's data axis does
+    not divide that; `active` marks the real rows.
 
     Args:
         model: from `load_model`.
@@ -141,11 +143,11 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, row
     """
     ids, mask = _check_source(model.config, input_ids, attention_mask)
     count, length = ids.shape
-    padding = ((0, (rows or batch_bucket(count)) - count), (0, source_bucket(length) - length))
+    filled = rows_over(model.mesh, rows or batch_bucket(count))
+    padding = ((0, filled - count), (0, source_bucket(length) - length))
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
-    device_mask = jnp.asarray(mask)
-    cross = _encode(model.config, model.params, jnp.asarray(ids), device_mask)
-    return Encoded(cross, device_mask, jnp.asarray(mask.any(axis=1)))
+    on_device = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
+    return Encoded(_encode(model.config, model.params, *on_device[:2]), *on_device[1:])
 
 
 def decode(
@@ -162,7 +164,9 @@ def decode(
     Raises:
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
-    return _decode(*decode_arguments(model, encoded, cfg, thresholds))
+    arguments = decode_arguments(model, encoded, cfg, thresholds)
+    with using(model.mesh):
+        return _decode(*arguments)
 
 
 def lower_decode(
@@ -170,7 +174,8 @@ def lower_decode(
 ) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
     """The program of `decode`, to compile and to look at, and the arguments of the compiled program."""
     structure, *arguments = decode_arguments(model, encoded, cfg, thresholds)
-    return _decode.lower(structure, *arguments), tuple(arguments)
+    with using(model.mesh):
+        return _decode.lower(structure, *arguments), tuple(arguments)
 
 
 def decode_arguments(
@@ -191,7 +196,7 @@ def decode_arguments(
         choose_layer_loop(cfg.layer_loop),
         cfg.window,
     )
-    screens = cfg.screens(jax.default_backend(), encoded.active.shape[0])
+    screens = model.mesh is None and cfg.screens(jax.default_backend(), encoded.active.shape[0])
     params = {**model.params, "screen": model.screen} if screens else model.params
     return structure, params, encoded, thresholds
 
@@ -208,6 +213,8 @@ def decode_policy(model: Model, cfg: DecodeConfig) -> Static:
             f"confidence is {cfg.confidence!r}, but the model has no meta classifier; "
             f"allowed: {', '.join(others)}, or a model that experiments.finetune_meta wrote"
         )
+    if cfg.screen == "int8" and model.mesh is not None:
+        raise ValueError("screen is 'int8'; allowed on a mesh: auto, none")
     return cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
 
 
@@ -296,7 +303,9 @@ def teacher_forced_logits(
     targets = _check_ids("decoder_input_ids", decoder_input_ids, model.config.vocab_size)
     if len(targets) != len(ids):
         raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(ids)}, as input_ids")
-    return _forward(model.config, model.params, ids, mask, targets)
+    filling = ((0, rows_over(model.mesh, len(ids)) - len(ids)), (0, 0))
+    placed = place_rows(model.mesh, tuple(np.pad(x, filling) for x in (ids, mask, targets)))
+    return _forward(model.config, model.params, *placed)[: len(ids)]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -27,6 +27,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, Segment, padding_bias, relative_bias
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, embed, has_relative_bias
+from dvp_jax.t5.sharding import using
 
 _ROWS = 128
 """Tokens whose logits stand in memory at once."""
@@ -69,7 +70,9 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
         exit_layers = np.full_like(exit_layers, policy.last_depth)
     filling = ((0, most - len(tokens)), (0, 0))
     texts = jnp.asarray(np.pad(tokens, filling)), jnp.asarray(np.pad(exit_layers, filling))
-    return jax.tree.map(lambda x: x[: len(tokens)], _trace(model.config, policy, model.params, encoded, *texts))
+    with using(model.mesh):
+        traced = _trace(model.config, policy, model.params, encoded, *texts)
+    return jax.tree.map(lambda x: x[: len(tokens)], traced)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

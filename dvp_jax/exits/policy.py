@@ -113,7 +113,7 @@ class Static:
 
     def _read(self, depth: Depth, readers: Readers, sure: int = 1) -> Reading:
         logits, kept = self._candidates(depth, readers.vocabulary, sure)
-        best = best_two(logits)
+        best = best_two(logits, whole=readers.vocabulary.ids is None)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
         else:
@@ -168,7 +168,7 @@ class HiddenCALM(CALM):
         leaves = depth.asking & (confidence > threshold)
 
         def token(hidden: Array) -> Array:
-            return best_two(readers.vocabulary.logits(hidden)).candidate
+            return best_two(readers.vocabulary.logits(hidden), whole=True).candidate
 
         def nothing(hidden: Array) -> Array:
             return jnp.zeros(hidden.shape[0], jnp.int32)

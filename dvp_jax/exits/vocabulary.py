@@ -6,9 +6,9 @@ import dataclasses
 
 import jax.numpy as jnp
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.exits.confidence import top_k
 from dvp_jax.exits.screen import Screen, rows_logits
 from dvp_jax.t5.layers import linear, rms_norm
 
@@ -61,7 +61,7 @@ class Vocabulary:
             logits: of this, whole, vocabulary.
             size: K.
         """
-        _, ids = lax.top_k(logits, size)
+        _, ids = top_k(logits, size, whole=True)
         # Ascending, so that a tie among kept logits falls as it does in the whole vocabulary.
         ids = jnp.sort(ids, axis=-1)
         return dataclasses.replace(self, rows=jnp.take(self.rows, ids, axis=0), ids=ids, screen=None)

@@ -16,7 +16,8 @@ class T5Config:
     """Shape of a T5 1.0, T5 1.1 / Flan-T5, mT5 or UMT5. Hashable, so a static argument of `jax.jit`.
 
     Field names are those of Hugging Face's config.json. Encoder and decoder depth may differ, and
-    `num_heads * d_kv` need not equal `d_model`.
+    `num_heads * d_kv` need not equal `d_model`. `vocab_padding` is ours and in no file: rows of zeros that follow
+    the vocabulary's in embedding and unembedding, so that devices hold equal parts.
 
     Raises:
         ValueError: a field has a value that no such model can have.
@@ -41,6 +42,7 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    vocab_padding: int = 0
 
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
@@ -102,7 +104,7 @@ class T5Config:
         if missing := [name for name in needed if name not in fields]:
             raise ValueError(f"config.json: missing {', '.join(missing)}")
 
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"vocab_padding"}
         values = {name: value for name, value in fields.items() if name in known and value is not None}
         values.setdefault("num_decoder_layers", values["num_layers"])
         values.setdefault("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
@@ -136,11 +138,13 @@ class T5Config:
     def to_hugging_face(self) -> dict[str, Any]:
         """The fields of a config.json that `transformers` reads back as this model."""
         name = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[self.model_type]
-        return {
+        fields = {
             "architectures": [f"{name}ForConditionalGeneration"],
             "is_encoder_decoder": True,
             **dataclasses.asdict(self),
         }
+        del fields["vocab_padding"]
+        return fields
 
 
 def _scales(model_type: str, fields: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.meta import MetaClassifier
 from dvp_jax.t5.model import T5, Params
+from dvp_jax.t5.sharding import pad_vocabulary, shardings
 
 DTYPES = ("float32", "bfloat16")
 
@@ -103,8 +106,9 @@ class TensorFiles:
             )
         self._reader_of: dict[str, Any] = {name: reader for reader in readers for name in reader.shapes}
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._reader_of[name].read(name)
+    def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """A tensor of which slices are read as they are asked for; of a `.bin` file it is read whole, once."""
+        return self._reader_of[name].open(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._reader_of
@@ -143,8 +147,13 @@ class _SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is truncated or is not a safetensors file: {error}") from None
 
-    def read(self, name: str) -> np.ndarray:
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Any]:
         # Opened anew for each tensor: the pages of a mapped file count as memory until it is closed.
+        with safe_open(self.path, framework="numpy") as file:
+            yield file.get_slice(name)
+
+    def read(self, name: str) -> np.ndarray:
         with safe_open(self.path, framework="numpy") as file:
             return file.get_tensor(name)
 
@@ -164,17 +173,24 @@ class _PytorchFile:
             raise ValueError(f"{path}: not tensors: {', '.join(wrong)}")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        tensor = self._tensors.pop(name)  # read once; its memory goes as soon as the caller is done
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[np.ndarray]:
+        tensor = self._tensors.pop(name)  # its memory goes as soon as the caller is done
         if tensor.dtype == self._torch.bfloat16:
-            return tensor.contiguous().view(self._torch.uint16).numpy().view(jnp.bfloat16)
-        return tensor.numpy()
+            yield tensor.contiguous().view(self._torch.uint16).numpy().view(jnp.bfloat16)
+        else:
+            yield tensor.numpy()
 
 
 def read_checkpoint(
-    folder: Path, dtype: str = "float32", progress: Callable[[Iterator], Iterator] = iter
+    folder: Path,
+    dtype: str = "float32",
+    progress: Callable[[Iterator], Iterator] = iter,
+    mesh: Mesh | None = None,
 ) -> tuple[T5Config, Params]:
     """Reads a Hugging Face folder; holds one tensor more than the result.
+
+    With a mesh each process reads of each tensor only the shards of its own devices.
 
     The unembedding is untied where `lm_head.weight` is in the file and differs from `shared.weight`,
     whatever config.json says.
@@ -183,11 +199,12 @@ def read_checkpoint(
         folder: with config.json and the weights.
         dtype: of all parameters, "float32" or "bfloat16".
         progress: wraps the iterator over parameters, for a progress bar.
+        mesh: where parameters go; None for the default device.
 
     Raises:
         FileNotFoundError: config.json or the weights are missing.
         ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
-            listed); a tensor holds NaN or infinity; another model type.
+            listed); a tensor holds NaN or infinity; another model type; a mesh that does not fit the model.
     """
     config = T5Config.from_file(folder / "config.json")
     tensors = TensorFiles(folder)
@@ -198,20 +215,68 @@ def read_checkpoint(
     names = {path: hugging_face_name(path, config) for path in shapes}
     _check_tensors(folder, tensors, {names[path]: shape for path, shape in shapes.items()})
 
+    config, targets = parameter_targets(config, dtype, mesh)
     flat: dict[ParameterPath, jax.Array] = {}
     not_finite = []
     for path in progress(iter(names)):
-        tensor = tensors[names[path]]
-        if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-            not_finite.append(names[path])
-        flat[path] = jnp.asarray(tensor, dtype)
+        with tensors.open(names[path]) as tensor:
+
+            def read(index: tuple[slice, ...], tensor: Any = tensor, name: str = names[path]) -> np.ndarray:
+                part = tensor[index]
+                if not np.isfinite(part.astype(np.float32, copy=False)).all():
+                    not_finite.append(name)
+                return part
+
+            flat[path] = _fill(targets[path], shapes[path], read)
     if not_finite:
-        raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}")
+        raise ValueError(f"{folder}: NaN or infinity in {', '.join(dict.fromkeys(not_finite))}")
 
     if untied and bool(jnp.array_equal(flat[("lm_head",)], flat[("shared",)])):
         del flat[("lm_head",)]
         config = dataclasses.replace(config, tie_word_embeddings=True)
     return config, traverse_util.unflatten_dict(flat)
+
+
+def parameter_targets(
+    config: T5Config, dtype: str, mesh: Mesh | None
+) -> tuple[T5Config, dict[ParameterPath, jax.ShapeDtypeStruct]]:
+    """Shape, dtype and, on a mesh, place of every parameter; the config with the vocabulary's padding there.
+
+    Raises:
+        ValueError: the mesh does not fit the model.
+    """
+    if mesh is not None:
+        config = pad_vocabulary(config, mesh)
+    target = {
+        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in parameter_shapes(config).items()
+    }
+    if mesh is None:
+        return config, target
+    places = traverse_util.flatten_dict(shardings(mesh, traverse_util.unflatten_dict(target)))
+    return config, {path: leaf.update(sharding=places[path]) for path, leaf in target.items()}
+
+
+def _fill(
+    target: jax.ShapeDtypeStruct, stored: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """The array, each part of it read once; zeros beyond the shape that is stored."""
+    if target.sharding is None:
+        return jnp.asarray(read(tuple(map(slice, stored))), target.dtype)
+
+    @functools.cache  # devices along "data" hold the same
+    def part(*bounds: tuple[int, int]) -> np.ndarray:
+        filled = np.zeros([end - begin for begin, end in bounds], target.dtype)
+        index = tuple(slice(begin, min(end, size)) for (begin, end), size in zip(bounds, stored, strict=True))
+        if all(s.start < s.stop for s in index):
+            found = read(index)
+            filled[tuple(map(slice, found.shape))] = found
+        return filled
+
+    def of(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return part(*(s.indices(size)[:2] for s, size in zip(index, target.shape, strict=True)))
+
+    return jax.make_array_from_callback(target.shape, target.sharding, of)
 
 
 def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
@@ -242,9 +307,19 @@ def check_shapes(
 
 
 def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names; on CPU not copied."""
-    flat = traverse_util.flatten_dict(params)
+    """The parameters under Hugging Face's names, without padding; on one CPU not copied."""
+    flat = traverse_util.flatten_dict(without_padding(config, params))
     return {hugging_face_name(path, config): np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def without_padding(config: T5Config, params: Params) -> Params:
+    """The parameters as a file holds them: without the rows that fill up the vocabulary."""
+    if not config.vocab_padding:
+        return params
+    return {
+        name: value[: config.vocab_size] if name in ("shared", "lm_head") else value
+        for name, value in params.items()
+    }
 
 
 def write_checkpoint(folder: Path, config: T5Config, params: Params) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dvp_jax.exits.screen import Screen, make_screen
@@ -24,13 +25,16 @@ from dvp_jax.t5.convert import (
     atomic_folder,
     check_shapes,
     parameter_shapes,
+    parameter_targets,
     read_checkpoint,
     read_meta,
+    without_padding,
     write_checkpoint,
     write_config,
     write_meta,
 )
 from dvp_jax.t5.model import Params, unembedding
+from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +50,7 @@ class Model:
     config: T5Config
     params: Params
     tokenizer: PreTrainedTokenizerBase | None = None
+    mesh: Mesh | None = None  # of the devices that hold the parameters; None for one device
 
     @functools.cached_property
     def screen(self) -> Screen:
@@ -56,14 +61,21 @@ class Model:
     def fingerprint(self) -> str:
         """A hash of the parameters: the same for the same numbers, whatever file they came from."""
         hashed = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(traverse_util.flatten_dict(self.params, sep="/").items()):
+        params = without_padding(self.config, self.params)
+        leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        for name, value in sorted(leaves.items()):
             array = np.asarray(value)
             hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             hashed.update(array.tobytes())
         return hashed.hexdigest()
 
 
-def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = False) -> Model:
+def load_model(
+    path: str | Path, dtype: str = "float32", *, progress: bool = False, mesh: Mesh | None = None
+) -> Model:
     """Loads a T5, T5 1.1, Flan-T5, mT5 or UMT5 checkpoint.
 
     Args:
@@ -71,11 +83,13 @@ def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = Fal
             such as "google-t5/t5-large".
         dtype: of the parameters, "float32" or "bfloat16".
         progress: show a bar over tensors.
+        mesh: spread the parameters over devices, as `dvp_jax.t5.sharding` says; its axes are "data" and "model".
+            Each process reads the shards of its own devices. Decoding and training then use the mesh.
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
         ValueError: unknown dtype, a damaged file, tensors that do not fit config.json (all are listed), NaN
-            or infinite weights, another model type.
+            or infinite weights, another model type, a mesh that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -84,13 +98,31 @@ def load_model(path: str | Path, dtype: str = "float32", *, progress: bool = Fal
     def bar(items: Any) -> Any:
         return tqdm(list(items), desc="loading", unit="tensor", disable=not progress)
 
+    if mesh is not None:
+        mesh = check_mesh(T5Config.from_file(folder / "config.json"), mesh)
     if (folder / "params").is_dir():
-        config, params = _read_orbax(folder, dtype)
+        config, params = _read_orbax(folder, dtype, mesh)
     else:
-        config, params = read_checkpoint(folder, dtype, bar)
+        config, params = read_checkpoint(folder, dtype, bar, mesh)
     if (folder / META_FILE).is_file():
-        params["meta"] = read_meta(folder, config)
-    return Model(config, params, load_tokenizer(folder))
+        params["meta"] = place(mesh, read_meta(folder, config))
+    return Model(config, params, load_tokenizer(folder), mesh)
+
+
+def shard_model(model: Model, mesh: Mesh | None) -> Model:
+    """A model that is in memory, on the devices of a mesh; without one as it is.
+
+    Raises:
+        ValueError: the mesh does not fit the model.
+    """
+    if mesh is None:
+        return model
+    mesh = check_mesh(model.config, mesh)
+    config = pad_vocabulary(model.config, mesh)
+    rows = ((0, config.vocab_padding), (0, 0))
+    params = without_padding(model.config, model.params)
+    padded: Params = {name: jnp.pad(params[name], rows) for name in ("shared", "lm_head") if name in params}
+    return dataclasses.replace(model, config=config, params=place(mesh, {**params, **padded}), mesh=mesh)
 
 
 def save_model(folder: str | Path, model: Model, format: str = "huggingface") -> None:
@@ -113,6 +145,7 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
     if (folder / "config.json").exists():
         raise FileExistsError(f"{folder} holds a checkpoint already")
     params = {name: value for name, value in model.params.items() if name != "meta"}
+    params = without_padding(model.config, params)
     with atomic_folder(folder) as partial:
         if format == "huggingface":
             write_checkpoint(partial, model.config, params)
@@ -137,7 +170,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _read_orbax(folder: Path, dtype: str) -> tuple[T5Config, Params]:
+def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, Params]:
     config = T5Config.from_file(folder / "config.json")
     stored_in = (folder / "params").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
@@ -152,8 +185,9 @@ def _read_orbax(folder: Path, dtype: str) -> tuple[T5Config, Params]:
             {"/".join(path): tuple(leaf.shape) for path, leaf in stored.items()},
             {"/".join(path): shape for path, shape in expected.items()},
         )
-        target = {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in expected.items()}
-        params = checkpointer.restore(stored_in, traverse_util.unflatten_dict(target))
+        config, target = parameter_targets(config, dtype, mesh)
+        # Not strict about shapes, which were checked: what the file lacks of a padded vocabulary is zeros.
+        params = checkpointer.restore(stored_in, traverse_util.unflatten_dict(target), strict=False)
     if not_finite := [
         "/".join(path)
         for path, leaf in traverse_util.flatten_dict(params).items()

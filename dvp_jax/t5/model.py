@@ -45,11 +45,12 @@ class T5(nn.Module):
     def setup(self) -> None:
         c = self.config
         embedding = nn.initializers.normal(c.initializer_factor)
-        self.shared = self.param("shared", embedding, (c.vocab_size, c.d_model))
+        rows = c.vocab_size + c.vocab_padding
+        self.shared = self.param("shared", embedding, (rows, c.d_model))
         self.encoder = _Encoder(c)
         self.decoder = _Decoder(c)
         if not c.tie_word_embeddings:
-            self.lm_head = self.param("lm_head", embedding, (c.vocab_size, c.d_model))
+            self.lm_head = self.param("lm_head", embedding, (rows, c.d_model))
 
     def encode(
         self, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
@@ -85,7 +86,8 @@ class T5(nn.Module):
     ) -> Float[Array, "batch target vocab"]:
         """Teacher-forced logits of the last depth, float32."""
         last = self.depths(input_ids, mask, decoder_input_ids)[-1]
-        return linear(self.readout(last), self.shared if self.config.tie_word_embeddings else self.lm_head)
+        rows = self.shared if self.config.tie_word_embeddings else self.lm_head
+        return linear(self.readout(last), rows[: self.config.vocab_size])
 
 
 class _Encoder(nn.Module):
@@ -155,8 +157,8 @@ def has_relative_bias(config: T5Config, index: int) -> bool:
 
 
 def unembedding(config: T5Config, params: Params) -> Float[Array, "vocab d_model"]:
-    """W: the embedding itself where the two are tied."""
-    return params["shared" if config.tie_word_embeddings else "lm_head"]
+    """W, without padding: the embedding itself where the two are tied."""
+    return params["shared" if config.tie_word_embeddings else "lm_head"][: config.vocab_size]
 
 
 def embed(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.data.task import Task
@@ -18,6 +19,7 @@ from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
 from dvp_jax.provenance import digest
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model
+from dvp_jax.t5.sharding import place_rows
 
 SOURCE_LENGTHS = (32, 64, 96, 128, 256, 384, 512)
 TARGET_LENGTHS = (8, 16, 24, 32, 64, 128)
@@ -50,6 +52,7 @@ class Batches:
         pad_token_id: fills up.
         batch_size: examples in a batch.
         seed: of the order.
+        mesh: over whose data axis the rows of a batch are cut; None for the default device.
     """
 
     def __init__(
@@ -60,9 +63,11 @@ class Batches:
         pad_token_id: int,
         batch_size: int,
         seed: int = 0,
+        mesh: Mesh | None = None,
     ) -> None:
         self._sources, self._targets = sources, targets
         self._pad, self._batch_size, self._seed = pad_token_id, batch_size, seed
+        self._mesh = mesh
         self._buckets: dict[tuple[int, int], list[int]] = {}
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             lengths = length_bucket(len(source), SOURCE_LENGTHS), length_bucket(len(target), TARGET_LENGTHS)
@@ -104,7 +109,7 @@ class Batches:
         arrays: list[np.ndarray] = []
         for rows, length in zip((self._sources, self._targets), lengths, strict=True):
             arrays += pad_rows([rows[index] for index in indices], self._batch_size, length, self._pad)
-        return Batch(*map(jnp.asarray, arrays))
+        return Batch(*place_rows(self._mesh, arrays))
 
 
 def batches_of(
@@ -139,4 +144,11 @@ def batches_of(
         prompts, labels = [e.prompt for e in examples], [e.references[0] for e in examples]
         sources += token_rows(model.tokenizer, prompts, task.max_source_length, f"prompts of {task.name}")
         targets += token_rows(model.tokenizer, labels, task.max_new_tokens, f"labels of {task.name}")
-    return Batches(sources, targets, pad_token_id=model.config.pad_token_id, batch_size=batch_size, seed=seed)
+    return Batches(
+        sources,
+        targets,
+        pad_token_id=model.config.pad_token_id,
+        batch_size=batch_size,
+        seed=seed,
+        mesh=model.mesh,
+    )

@@ -112,7 +112,7 @@ class Checkpoints:
 
         Args:
             step: has a checkpoint.
-            like: arrays of the run's state, whose places the checkpoint's take.
+            like: arrays of the run's state; what is restored goes where they are.
 
         Raises:
             ValueError: the checkpoint has other arrays; all that differ are listed.

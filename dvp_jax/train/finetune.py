@@ -12,10 +12,11 @@ from dvp_jax.data import make_task
 from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.provenance import code_fingerprint, versions
 from dvp_jax.report.plots import accuracy_per_depth
-from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model
+from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
+from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.batches import batches_of
 from dvp_jax.train.scratch import new_model, train_tokenizer
-from dvp_jax.train.trainer import make_train_config, read_metrics, train
+from dvp_jax.train.trainer import check_batch, make_train_config, read_metrics, train
 
 
 def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = False) -> Path:
@@ -25,7 +26,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         config: "model" is a checkpoint folder or hub id, or None to start from scratch with "shape" (fields of
             `T5Config`) and "tokenizer" (a folder, or None to train one of shape.vocab_size pieces on the
             training texts); "tasks" and "validation_tasks" are lists of tasks as in evaluation; "limit" and
-            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`.
+            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`; "mesh" is the
+            sizes of the axes "data" and "model" of a mesh of devices, or None.
         workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
         resume: go on from the latest checkpoint in the workdir.
 
@@ -56,7 +58,12 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
     validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
 
-    model = load_model(config["model"], progress=True) if config["model"] else _scratch(config, tasks, cfg.seed)
+    mesh = make_mesh(config.get("mesh"))
+    if config["model"]:
+        model = load_model(config["model"], progress=True, mesh=mesh)
+    else:
+        model = shard_model(_scratch(config, tasks, cfg.seed), mesh)
+    check_batch(model, cfg)
     cfg.depth_weights(model.config.num_decoder_layers)  # before the data are tokenised
     batches = batches_of(model, tasks, batch_size=cfg.batch_size, seed=cfg.seed, limit=config["limit"])
     validation = None
@@ -93,7 +100,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names each field that differs, with both values.
     """
-    may_differ = {"train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
+    may_differ = {"mesh", "train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
     differs = {name: both for name, both in hosts.differences(before, now).items() if name not in may_differ}
     if differs:
         raise ValueError(

@@ -27,6 +27,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.convert import DTYPES
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, unembedding
+from dvp_jax.t5.sharding import place, rows_over, shardings
 from dvp_jax.train.batches import Batch, Batches, shift_right
 from dvp_jax.train.checkpoints import Checkpoints
 from dvp_jax.train.losses import DepthSums, depth_weights, sums_by_depth
@@ -220,19 +221,14 @@ def train_step(
             index, part = indexed
             return jax.tree.map(jnp.add, total, gradient_of(state.params, part, index)), None
 
-        parts = jax.tree.map(lambda x: _over_devices(x.reshape(cfg.accumulation, -1, *x.shape[1:])), batch)
+        # Every part from all over the batch, whose rows may be spread over devices in order.
+        parts = jax.tree.map(lambda x: x.reshape(-1, cfg.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
         (loss, gradient), _ = jax.lax.scan(add, zero, (jnp.arange(cfg.accumulation), parts))
 
     updates, optimizer = cfg.make_optimizer().update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, optimizer), StepMetrics(loss, optax.global_norm(gradient))
-
-
-def _over_devices(parts: Array) -> Array:
-    """Splits the rows of each part over the devices, where there are several: else each part would be on a few."""
-    several = "data" in jax.sharding.get_abstract_mesh().axis_names
-    return jax.lax.with_sharding_constraint(parts, PartitionSpec(None, "data")) if several else parts
 
 
 def data_mesh(cfg: TrainConfig) -> Mesh | None:
@@ -300,8 +296,9 @@ def train(
 ) -> Model:
     """Trains, with checkpoints, validation and a log, and returns the best model.
 
-    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. Several
-    processes split each batch over all their devices; process 0 writes the log, all of them the checkpoints.
+    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. A model
+    on a mesh is trained there, its optimiser's state beside its parameters. Several processes split each batch
+    over all their devices; process 0 writes the log, all of them the checkpoints.
 
     Args:
         model: where to start.
@@ -314,14 +311,15 @@ def train(
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
         ValueError: the checkpoint's arrays are not those of this run, or the loss is no longer finite; the
-            checkpoints before stay. Or the devices of several processes do not divide a batch.
+            checkpoints before stay. Or the model's mesh, or the devices of several processes, do not fit cfg.
         OSError: a checkpoint or the log could not be written; the checkpoints before stay.
     """
     weights = cfg.depth_weights(model.config.num_decoder_layers)
+    check_batch(model, cfg)
     config = model.config
     if cfg.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=cfg.dropout_rate)
-    mesh = data_mesh(cfg)
+    mesh = data_mesh(cfg) if model.mesh is None else None  # whose batches are on it already
     context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with context, Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
         taken = checkpoints.steps()
@@ -333,7 +331,12 @@ def train(
         params = {name: value for name, value in model.params.items() if name != "meta"}
         # Copies, since each step gives up the parameters before it.
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        state = _put(TrainState(jnp.int32(0), params, cfg.make_optimizer().init(params)), mesh)
+        init = cfg.make_optimizer().init
+        if model.mesh is not None:
+            init = jax.jit(init, out_shardings=shardings(model.mesh, jax.eval_shape(init, params)))
+            state = TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
+        else:
+            state = _put(TrainState(jnp.int32(0), params, init(params)), mesh)
         if taken:
             state = checkpoints.restore(taken[-1], state)
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
@@ -366,6 +369,26 @@ def train(
         if best != int(state.step):
             state = checkpoints.restore(best, state)
     return dataclasses.replace(model, params=state.params)
+
+
+def check_batch(model: Model, cfg: TrainConfig) -> None:
+    """Refuses to train on the model's mesh what would not fit, or not come out as on one device.
+
+    Raises:
+        ValueError: batch_size or the optimiser.
+    """
+    parts = cfg.accumulation * rows_over(model.mesh, 1)
+    if cfg.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {cfg.batch_size}; allowed on this mesh: multiples of {parts}, accumulation times the "
+            "data axis"
+        )
+    if cfg.optimizer == "adafactor" and model.config.vocab_padding:
+        raise ValueError(
+            f"optimizer is 'adafactor', whose step for an embedding depends on all its rows, and this mesh adds "
+            f"{model.config.vocab_padding} to the {model.config.vocab_size}; allowed: adamw, or a model axis that "
+            "divides them"
+        )
 
 
 _STOPPED = "stopped, and the checkpoints before it kept. A lower learning_rate or clip_norm may help"

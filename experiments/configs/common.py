@@ -27,6 +27,7 @@ def evaluation(
             "methods": {"full": {"method": "full"}, "calm": {"method": "calm", **early}, **dvp},
             "batch_size": 1,
             "limit": config_dict.placeholder(int),
+            "mesh": config_dict.placeholder(tuple),  # (data, model): devices to decode on
             "explore": 100,  # examples of each task that report.html can show token by token
         }
     )
@@ -69,6 +70,7 @@ def finetuning(
             "validation_tasks": {name: _settable(task) for name, task in validation_tasks.items()},
             "limit": config_dict.placeholder(int),
             "validation_limit": config_dict.placeholder(int),
+            "mesh": config_dict.placeholder(tuple),  # (data, model): devices to train on
             "train": _train_fields(train),
         }
     )

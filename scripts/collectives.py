@@ -1,0 +1,169 @@
+"""Counts what devices send each other for a token: the collectives in the compiled decode program.
+
+    python -m scripts.collectives --shape=t5-11b --mesh=1,8 --batch=1
+
+Compiles for virtual CPU devices; the weights are never made. Prints, for each method, how many collectives a token
+takes and how many bytes their results have on a device: at the least, where a token leaves at the first depth, and
+at the most, where it runs through all of them. Other backends may join or split collectives; the CPU's widens
+bfloat16 to float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import traverse_util
+
+from dvp_jax import launch
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.generate import Encoded, lower_decode
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.convert import parameter_targets
+from dvp_jax.t5.load import Model
+from dvp_jax.t5.sharding import check_mesh, make_mesh
+
+SHAPES = {
+    "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
+    "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
+    "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
+}
+METHODS = ("full", "calm", "dvp")
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+_SHAPE = flags.DEFINE_enum("shape", "t5-11b", list(SHAPES), "Shape of the model.")
+_MESH = flags.DEFINE_list("mesh", ["1", "8"], "Sizes of the axes data and model.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together; a multiple of the data axis.")
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Dtype of the weights.")
+_SOURCE_LENGTH = flags.DEFINE_integer("source_length", 512, "Tokens of each source.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """Collectives by kind: how many, and the bytes of their results on one device."""
+
+    count: Counter[str]
+    bytes: Counter[str]
+
+    def __add__(self, other: Sent) -> Sent:
+        return Sent(self.count + other.count, self.bytes + other.bytes)
+
+
+def per_token(hlo: str, choose: Callable[..., Sent]) -> Sent:
+    """The collectives of one pass through the token loop.
+
+    Args:
+        hlo: text of the compiled decode program, of layer_loop "cond".
+        choose: `most` or `least` of the branches where the program has several.
+    """
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if begins := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
+            name = begins[2]
+            computations[name] = []
+            entry = name if begins[1] else entry
+        elif name:
+            computations[name].append(line)
+
+    def total(name: str) -> Sent:
+        sent = Sent(Counter(), Counter())
+        for line in computations[name]:
+            if made := re.search(rf" = (.*?) ({_KINDS})\(", line):
+                sent += Sent(Counter({made[2]: 1}), Counter({made[2]: _bytes(made[1])}))
+            elif branches := re.search(r"branch_computations=\{(.*?)\}", line):
+                sent += choose(*map(total, re.findall(r"%([^\s,]+)", branches[1])))
+            elif branches := re.search(r"true_computation=%(\S+), false_computation=%(\S+?),?\s", line + " "):
+                sent += choose(total(branches[1]), total(branches[2]))
+            elif called := re.search(r" call\(.*to_apply=%([^\s,]+)", line):
+                sent += total(called[1])
+        return sent
+
+    loops = (re.search(r" while\(.*body=%([^\s,]+)", line) for line in computations[entry])
+    (body,) = (loop[1] for loop in loops if loop)
+    return total(body)
+
+
+def _bytes(shapes: str) -> int:
+    """Of one shape or a tuple of them, as HLO writes them."""
+    total = 0
+    for bits, sizes in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", shapes):
+        numbers = 1
+        for size in filter(None, sizes.split(",")):
+            numbers *= int(size)
+        total += numbers * max(int(bits or 8) // 8, 1)
+    return total
+
+
+def most(*branches: Sent) -> Sent:
+    """The branch that sends the most bytes."""
+    return max(branches, key=lambda sent: sent.bytes.total())
+
+
+def least(*branches: Sent) -> Sent:
+    """The branch that sends the fewest bytes."""
+    return min(branches, key=lambda sent: sent.bytes.total())
+
+
+def compiled_decode(
+    config: T5Config, sizes: list[int], cfg: DecodeConfig, *, batch: int, source_length: int, dtype: str
+) -> str:
+    """Text of the compiled decode program of such a model, whose weights are not made.
+
+    Raises:
+        ValueError: the mesh does not fit the model, or not enough devices.
+    """
+    mesh = make_mesh(sizes)
+    assert mesh is not None
+    mesh = check_mesh(config, mesh)
+    config, targets = parameter_targets(config, dtype, mesh)
+    over = jax.sharding.PartitionSpec
+
+    def shape(size: tuple[int, ...], kind: Any, *axes: str) -> Any:
+        return jax.ShapeDtypeStruct(size, kind, sharding=jax.sharding.NamedSharding(mesh, over(*axes)))
+
+    cross = shape((batch, config.num_heads, source_length, config.d_kv), jnp.dtype(dtype), "data", "model")
+    encoded = Encoded(
+        cross=[(cross, cross)] * config.num_decoder_layers,
+        mask=shape((batch, source_length), bool, "data"),
+        active=shape((batch,), bool, "data"),
+    )
+    model = Model(config, traverse_util.unflatten_dict(targets), mesh=mesh)
+    text = lower_decode(model, encoded, cfg)[0].compile().as_text()
+    assert text is not None
+    return text
+
+
+def main() -> None:
+    """Prints the table."""
+    sizes = [int(size) for size in _MESH.value]
+    print("| method | collectives a token, least to most | bytes a token, least to most | at most |")
+    print("| --- | ---: | ---: | --- |")
+    for name in METHODS:
+        cfg = DecodeConfig(method=name, layer_loop="cond")
+        hlo = compiled_decode(
+            SHAPES[_SHAPE.value],
+            sizes,
+            cfg,
+            batch=_BATCH.value,
+            source_length=_SOURCE_LENGTH.value,
+            dtype=_DTYPE.value,
+        )
+        low, high = per_token(hlo, least), per_token(hlo, most)
+        kinds = ", ".join(f"{high.count[kind]} {kind} of {high.bytes[kind]:,}" for kind in high.count)
+        print(
+            f"| `{name}` | {low.count.total()} to {high.count.total()} | "
+            f"{low.bytes.total():,} to {high.bytes.total():,} | {kinds} |"
+        )
+
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=64"
+    launch.run(main)

@@ -1,0 +1,197 @@
+"""What 8 virtual devices give: run once, in a process of its own, by tests/test_sharding.py.
+
+python -m tests.on_meshes CHECKPOINT RESULTS [all]
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import contextlib
+import dataclasses
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import dvp_jax
+from dvp_jax.decode.generate import encode, lower_decode
+from dvp_jax.decode.trace import trace
+from dvp_jax.t5 import convert
+from dvp_jax.t5.load import shard_model
+from dvp_jax.t5.sharding import make_mesh
+from dvp_jax.train import trainer
+from dvp_jax.train.trainer import TrainConfig, train
+from tests.train.helpers import CONFIG, counting_step, make_batches, tiny_model
+
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+PROMPTS = [[4, 3], [183, 97, 78], [77, 78, 79], [69], [135, 116, 19]]  # 5, so that batches are filled up
+EARLY = {"method": "calm", "max_new_tokens": 6, "threshold": 0.4, "min_exit_layer": 1}
+PRUNED = {**EARLY, "method": "dvp", "prune_layer": 1, "prune_size": 10}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "calm": EARLY,
+    "dvp": PRUNED,
+    "full": {**EARLY, "method": "full"},
+    "static": {**EARLY, "method": "static", "static_exit_layer": 2},
+    "state": {**EARLY, "confidence": "state", "threshold": 0.8},
+    "meta": {**EARLY, "confidence": "meta", "threshold": 0.6},
+    # More tokens than a device of 8 has rows.
+    "mass": {
+        **PRUNED,
+        "prune_rule": "mass",
+        "prune_mass": 0.75,
+        "prune_size": 40,
+        "confidence": "softmax_max",
+        "threshold": 0.5,
+    },
+    "decay": {**PRUNED, "prune_rule": "decay", "prune_size_min": 2, "confidence": "entropy", "threshold": 0.85},
+    "oracle": {**EARLY, "method": "oracle"},
+    "waiting": {**EARLY, "max_waiting": 3},
+    "shallow_deep": {**EARLY, "method": "shallow_deep", "max_waiting": 3},
+}
+SETTINGS["decay"]["final_vocab"] = "pruned"
+FEW = ("dvp",)
+EVERYWHERE = (2, 4)
+"""The mesh on which all settings run; the others run the few, unless all is asked for."""
+
+HEADS = dataclasses.replace(CONFIG, num_heads=8, d_kv=4, num_decoder_layers=1)
+TRAINED = TrainConfig(steps=3, batch_size=8, accumulation=2, learning_rate=1e-2, log_every=1, checkpoint_every=2)
+
+
+def source() -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask of PROMPTS."""
+    ids = np.zeros((len(PROMPTS), 3), np.int32)
+    for row, prompt in enumerate(PROMPTS):
+        ids[row, : len(prompt)] = prompt
+    return ids, ids > 0
+
+
+def decoded(model: dvp_jax.Model, names: Any) -> dict[str, Any]:
+    """Tokens, exits and confidences of settings."""
+    configs = {name: dvp_jax.DecodeConfig(**SETTINGS[name]) for name in names}
+    return {name: vars(dvp_jax.generate(model, *source(), cfg)) for name, cfg in configs.items()}
+
+
+def engine_texts(model: dvp_jax.Model) -> list[tuple[list[int], list[int]]]:
+    """Tokens and exits of PROMPTS by an engine of fewer slots, two for each row of the data axis or one."""
+    results = dvp_jax.Engine(model, dvp_jax.DecodeConfig(**SETTINGS["dvp"]), slots=2).run(PROMPTS, in_order=True)
+    return [(result.output.tokens, result.output.exit_layers) for result in results if result.output]
+
+
+def analysed(model: dvp_jax.Model) -> dict[str, Any]:
+    """Teacher-forced logits, and what depths say."""
+    tokens, start = np.array(PROMPTS[1:3], np.int32), np.zeros((len(PROMPTS), 1), np.int32)
+    cfg = dvp_jax.DecodeConfig(**PRUNED)
+    read = trace(model, encode(model, *source()), tokens, np.full_like(tokens, 3), cfg)
+    logits = dvp_jax.teacher_forced_logits(model, *source(), start)
+    return jax.tree.map(np.asarray, {"logits": logits, **vars(read)})
+
+
+def loaded(folder: Path, workdir: Path) -> dict[str, Any]:
+    """Parts that were read of each tensor; and of each format, what a model saved and loaded again is."""
+    reads: dict[str, list[tuple[int, ...]]] = {}
+
+    class Spy:
+        def __init__(self, tensor: Any, name: str) -> None:
+            self.tensor, self.name = tensor, name
+
+        def __getitem__(self, index: Any) -> np.ndarray:
+            part = self.tensor[index]
+            reads.setdefault(self.name, []).append(part.shape)
+            return part
+
+    original = convert.TensorFiles.open
+
+    @contextlib.contextmanager
+    def opened(files: Any, name: str) -> Iterator[Spy]:
+        with original(files, name) as tensor:
+            yield Spy(tensor, name)
+
+    convert.TensorFiles.open = opened  # type: ignore[assignment]
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    model = dvp_jax.load_model(folder, mesh=mesh)
+    convert.TensorFiles.open = original
+    found: dict[str, Any] = {"reads": reads, "fingerprint": model.fingerprint}
+    for format in ("huggingface", "orbax"):
+        dvp_jax.save_model(workdir / format, model, format)
+        again = dvp_jax.load_model(workdir / format, mesh=mesh)
+        first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(again.params))
+        found[format] = {"fingerprint": again.fingerprint, "bytes_on_a_device": first}
+    return found
+
+
+def trained(workdir: Path, shape: tuple[int, int] | None) -> list[float]:
+    """Training losses of Adafactor with dropout."""
+    model = shard_model(tiny_model(HEADS), make_mesh(shape))
+    batches = make_batches(batch_size=8)
+    batches._mesh = model.mesh
+    train(model, batches, None, TRAINED, workdir)
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def resumed(workdir: Path) -> tuple[float, str]:
+    """How far parameters moved in 4 counted steps, 2 on one mesh and 2 on another, and where they are then."""
+    step, trainer.train_step = trainer.train_step, counting_step
+    for shape, steps in (((4, 2), 2), ((2, 4), 4)):
+        model = shard_model(tiny_model(HEADS), make_mesh(shape))
+        cfg = dataclasses.replace(TRAINED, steps=steps)
+        out = train(model, make_batches(batch_size=8), None, cfg, workdir, resume=True)
+    trainer.train_step = step
+    moved = jax.tree.map(
+        lambda one, other: np.unique(np.round(one - np.asarray(other), 4)), out.params, model.params
+    )
+    values = np.unique(np.concatenate(jax.tree.leaves(moved)))
+    return float(values.item()), str(out.params["shared"].sharding)
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """What is said of bad meshes."""
+    one = dvp_jax.load_model(folder)
+    on_two = shard_model(one, make_mesh((1, 2)))
+    three = shard_model(tiny_model(dataclasses.replace(HEADS, vocab_size=41)), make_mesh((1, 2)))
+
+    def said(call: Any) -> str:
+        try:
+            call()
+        except ValueError as error:
+            return str(error)
+        return "nothing"
+
+    cfg = TrainConfig(steps=1, batch_size=6)
+    return {
+        "axes": said(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((4, 2), ("data", "heads")))),
+        "sizes": said(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((1, 6), ("data", "model")))),
+        "devices": said(lambda: make_mesh((4, 4))),
+        "numbers": said(lambda: make_mesh((4,))),
+        "screen": said(lambda: dvp_jax.generate(on_two, *source(), dvp_jax.DecodeConfig(screen="int8"))),
+        "batch": said(lambda: trainer.check_batch(shard_model(one, make_mesh((4, 2))), cfg)),
+        "adafactor": said(lambda: trainer.check_batch(three, cfg)),
+    }
+
+
+def main(folder: Path, results: Path, everything: bool) -> None:
+    """Writes all that the tests look at."""
+    found: dict[str, Any] = {"decoded": {}}
+    for shape in MESHES:
+        model = dvp_jax.load_model(folder, mesh=jax.make_mesh(shape, ("data", "model")))
+        everywhere = everything or shape == EVERYWHERE
+        found["decoded"][shape] = decoded(model, SETTINGS if everywhere else FEW)
+        if shape == EVERYWHERE:
+            found["analysed"] = analysed(model)
+            cfg = dvp_jax.DecodeConfig(**PRUNED, layer_loop="cond")
+            found["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
+    found["loaded"] = loaded(folder, results.parent)
+    found["trained"] = [trained(results.parent / f"train{shape}", shape) for shape in (None, (4, 2))]
+    found["resumed"] = resumed(results.parent / "resumed")
+    found["refused"] = refused(folder)
+    results.write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "all" in sys.argv)
