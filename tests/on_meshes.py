@@ -183,6 +183,7 @@ def main(folder: Path, results: Path, everything: bool) -> None:
         found["decoded"][shape] = decoded(model, SETTINGS if everywhere else FEW)
         if shape == EVERYWHERE:
             found["analysed"] = analysed(model)
+            found["engine"] = engine_texts(model)
             cfg = dvp_jax.DecodeConfig(**PRUNED, layer_loop="cond")
             found["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
     found["loaded"] = loaded(folder, results.parent)

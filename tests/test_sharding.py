@@ -65,6 +65,17 @@ def test_tokens_and_exits_on_8_devices_equal_the_reference(peer, found, shape, n
     assert_equal_to_reference(peer, found["decoded"][shape][name], name)
 
 
+def test_an_engine_on_a_mesh_gives_the_same(found):
+    batch = found["decoded"][EVERYWHERE]["dvp"]  # equals the reference
+    for row, (tokens, exits) in enumerate(found["engine"]):
+        length = batch["lengths"][row]
+        assert (tokens, exits) == (
+            batch["tokens"][row, :length].tolist(),
+            batch["exit_layers"][row, :length].tolist(),
+        )
+    assert len(found["engine"]) == len(PROMPTS)
+
+
 @pytest.mark.slow
 def test_every_method_on_every_mesh_equals_the_reference(peer, folder):
     everything = run(folder, folder.parent / "all", "all")["decoded"]

@@ -133,8 +133,8 @@ def _advance(
     def step(carry: tuple[DecodeState, Work]) -> tuple[DecodeState, Work]:
         old, work = carry
         state = next_token(structure, params, encoded, thresholds, old)
-        last = jnp.arange(len(old.ended)), old.memory.age
-        depth = jnp.max(jnp.where(old.ended, 0, state.decoded.exit_layers[last]))
+        new = (jnp.arange(structure.max_new_tokens) == old.memory.age[:, None]) & ~old.ended[:, None]
+        depth = jnp.max(jnp.where(new, state.decoded.exit_layers, 0))
         return state, Work(work.steps + 1, work.tokens + jnp.sum(~old.ended), work.layers + depth)
 
     return lax.while_loop(unfinished, step, (state, Work(*[jnp.int32(0)] * 3)))
@@ -239,8 +239,8 @@ class Engine:
     Args:
         model: from `load_model`.
         cfg: how.
-        slots: rows that are stepped together, for each source bucket in use; more where a mesh's data axis does not
-            divide them.
+        slots: rows that are stepped together, for each source bucket in use; more where a mesh's data axis does
+            not divide them.
         max_source_length: tokens of a request at most.
         steps: tokens of each row between two looks at the requests, at most.
 

@@ -84,17 +84,21 @@ def next_token(
     """One more token for every row whose text has not ended."""
     decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
     row, memory = decode_next(structure, params, encoded, state.memory, state.token, state.ended, thresholds)
-    rows, old, length = jnp.arange(len(row.token)), state.decoded, structure.max_new_tokens
-    place = rows, jnp.where(state.ended, length, state.memory.age)  # beyond the end nothing is written
+    old, length = state.decoded, structure.max_new_tokens
+    here = (jnp.arange(length) == state.memory.age[:, None]) & ~state.ended[:, None]
+
+    def write(new: Array, values: Array) -> Array:
+        return jnp.where(here, new[:, None], values)
+
     return DecodeState(
         token=row.token,
         ended=state.ended | (row.token == structure.config.eos_token_id) | (memory.age >= length),
         memory=memory,
         decoded=Decoded(
-            tokens=old.tokens.at[place].set(row.token, mode="drop"),
+            tokens=write(row.token, old.tokens),
             lengths=old.lengths + ~state.ended,
-            exit_layers=old.exit_layers.at[place].set(row.exit_layer, mode="drop"),
-            confidences=old.confidences.at[place].set(row.confidence, mode="drop"),
+            exit_layers=write(row.exit_layer, old.exit_layers),
+            confidences=write(row.confidence, old.confidences),
         ),
     )
 
