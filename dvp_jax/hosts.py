@@ -170,7 +170,7 @@ def _watch(call: Callable[[], str | None]) -> None:
         time.sleep(_TELLING_S / 2)  # so that this comes after what JAX writes
     if not _left.is_set():
         _left.set()
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"\nerror: {cause}", file=sys.stderr)  # below a progress bar
         _exit()
 
 

@@ -5,6 +5,8 @@ python -m experiments.generate --model=google-t5/t5-large --prompt="translate En
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from dvp_jax import launch
@@ -37,7 +39,8 @@ def main() -> None:
         prune_size=_PRUNE_SIZE.value,
         static_exit_layer=_STATIC.value,
     )
-    mesh = make_mesh(None if _MESH.value is None else [int(size) for size in _MESH.value])
+    sizes: Any = _MESH.value and [int(size) if size.isdigit() else size for size in _MESH.value]
+    mesh = make_mesh(sizes)
     model = load_model(_MODEL.value, _DTYPE.value, progress=True, mesh=mesh)
     (out,) = generate_text(model, [_PROMPT.value], cfg)
     print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
