@@ -228,6 +228,40 @@ def quality_against_cost(
     _save(figure, path)
 
 
+def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, quality: str = "quality") -> None:
+    """Draws quality against mean exit and against ms per token: a colour a measure, a line style a method.
+
+    Args:
+        curves: each with "label", "method", "measure" and "points", which have "mean_exit", "ms" and "quality" and
+            are joined in their order. Where "measure" is None they are not joined, and stars for the oracle.
+        path: of the SVG.
+        quality: what is got, with its unit.
+    """
+    from matplotlib.figure import Figure
+
+    asked = [curve for curve in curves if curve["measure"]]
+    measures = list(dict.fromkeys(curve["measure"] for curve in asked))
+    methods = list(dict.fromkeys(curve["method"] for curve in asked))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for curve in curves:
+        style: dict[str, Any] = {"linestyle": "", "marker": "D", "color": "grey"}
+        if curve["measure"]:
+            line = ("-", "--", ":", "-.")[methods.index(curve["method"]) % 4]
+            style = {"linestyle": line, "marker": ".", "color": f"C{measures.index(curve['measure'])}"}
+        elif curve["method"] == "oracle":
+            style = {"linestyle": "", "marker": "*", "color": "black", "markersize": 13}
+        qualities = [point["quality"] for point in curve["points"]]
+        for axes, cost in zip(panels, ("mean_exit", "ms"), strict=True):
+            axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
+    for axes, label in zip(panels, (f"mean exit {_DEPTH}", "ms per token"), strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(quality)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    _save(figure, path)
+
+
 def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str = "") -> None:
     """Draws one figure for every p and K, written into its cell; cells without one stay white.
 
@@ -283,7 +317,7 @@ def _spread(values: list[int], most: int) -> list[int]:
 def _save(figure: Figure, path: Path) -> None:
     import matplotlib
 
-    if figure.axes[0].get_legend_handles_labels()[1]:
+    if not figure.legends and figure.axes[0].get_legend_handles_labels()[1]:
         figure.axes[0].legend()
     with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same curves give the same file
         figure.savefig(path, metadata={"Date": None})

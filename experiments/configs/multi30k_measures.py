@@ -1,9 +1,9 @@
-"""Which confidence measure? All of them but `meta`, with calm, dvp and shallow-deep, between full and oracle; Multi30k.
+"""Which confidence measure? All but `meta`, with calm, dvp and shallow_deep, between full and oracle. Multi30k.
 
-Not a table of the paper, which has `softmax_diff` alone. No threshold suits all measures, hence the wide grid. Seen: the
-README's picture, on the first 100 sentences (--config.limit=100 --config.explore=0).
+Not a table of the paper, which has `softmax_diff` alone. No one threshold suits all measures, hence so many. Seen:
+the README's picture, on the first 100 sentences (--config.limit=100 --config.explore=0).
 
-    python -m experiments.sweep --config=experiments/configs/multi30k_measures.py --workdir=runs/multi30k_measures \
+    python -m experiments.sweep --config=experiments/configs/multi30k_measures.py --workdir=runs/measures \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \
         --config.tasks.translation.target_path=test_2016_flickr.de
 """
