@@ -77,7 +77,8 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
     """Decodes the config's tasks in all its ways: results.json, predictions.jsonl, traces.jsonl and report.html.
 
     An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
-    code and device are the same.
+    code and device are the same. Of a sweep's config the ways are the cells of its grid: decoded in turn, batch by
+    batch, their times can be compared.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -90,6 +91,8 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
+    if "sweep" in config:
+        config = {**config, "methods": sweep_methods(config["sweep"])}
     with set_up(config, workdir) as setup:
         folder, model, made_by = setup.workdir, setup.model, setup.made_by
         done = Predictions(folder, _key(made_by))

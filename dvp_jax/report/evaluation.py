@@ -21,7 +21,9 @@ def report_evaluation(
     """Writes report.html, and the plots in it, from the rows of results.json."""
     sections = [
         Section(
-            task, tables=tables_of(results_table(of_task)), plots=tuple(_quality_against_costs(workdir, of_task))
+            task,
+            tables=tables_of(results_table(of_task)),
+            plots=(*_measures(workdir, of_task), *_quality_against_costs(workdir, of_task)),
         )
         for task, of_task in _by_task(rows)
     ]
@@ -101,7 +103,7 @@ def _quality_against_costs(workdir: Path, rows: Sequence[Row]) -> Plots:
 
 
 def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
-    """Where several measures were swept: each method with each of them, over its thresholds."""
+    """Where there are several measures: each method with each of them, over its thresholds."""
     if len({cell["confidence"] for cell in cells} - {None}) < 2:
         return []
     curves: dict[str, dict[str, Any]] = {}

@@ -180,6 +180,13 @@ def test_every_cell_of_the_grid_is_in_sweep_json_as_evaluate_would_have_it(confi
     assert cell["speed_up"] == pytest.approx(full["ms_per_token"] / cell["ms_per_token"])
 
 
+def test_evaluate_decodes_the_cells_of_a_sweeps_config_side_by_side(configs, whole, tmp_path):
+    run = launch("evaluate", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path}", "--config.explore=0")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert untimed(rows) == untimed(json.loads((whole["sweep"][0] / "sweep.json").read_text())["cells"])
+
+
 def test_a_second_process_on_one_workdir_is_refused(configs, tmp_path):
     command = [sys.executable, "-m", "experiments.evaluate", f"--config={configs / 'evaluate.py'}"]
     first = subprocess.Popen(
