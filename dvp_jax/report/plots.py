@@ -262,6 +262,27 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
     _save(figure, path)
 
 
+def promised_against_seen(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the mean loss that was seen against the one promised, a line for each promise and set of examples.
+
+    Args:
+        results: of selection.select, for several deltas.
+        path: of the SVG.
+    """
+    figure, axes = _axes()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        promise = result["promise"]
+        for examples, seen in result["seen"].items():
+            curves.setdefault(f"{promise['kind']}, {examples}", []).append((promise["delta"], seen["risk"]))
+    for label, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    most = max(result["promise"]["delta"] for result in results)
+    axes.plot([0, most], [0, most], linestyle="--", color="grey", label="kept below")
+    axes.set(xlabel="promised: delta", ylabel="seen: mean loss", xlim=(0, None), ylim=(0, None))
+    _save(figure, path)
+
+
 def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str = "") -> None:
     """Draws one figure for every p and K, written into its cell; cells without one stay white.
 

@@ -72,6 +72,13 @@ MEASURES = [
         ("dvp, entropy", "dvp", "entropy"),
     )
 ]
+PROMISES = [
+    {
+        "promise": {"kind": "risk", "delta": delta},
+        "seen": {name: {"risk": risk} for name in ("calibration", "check")},
+    }
+    for delta, risk in ((0.02, 0.015), (0.01, 0.0))
+]
 DRAWINGS = {
     "ranks": lambda path: plots.rank_boxes(RANKS, path),
     "coverage": lambda path: plots.coverage_per_size(RANKS, path),
@@ -81,6 +88,7 @@ DRAWINGS = {
     "scaling": lambda path: plots.vocabulary_scaling(SCALING, path),
     "quality": lambda path: plots.quality_against_cost(POINTS, path, cost="ms", quality="F1"),
     "measures": lambda path: plots.measures_compared(MEASURES, path, quality="BLEU"),
+    "promises": lambda path: plots.promised_against_seen(PROMISES, path),
     "heat map": lambda path: plots.heat_map({(2, 8): 80.5, (2, 64): 89.0, (3, 64): 90.25}, path, label="F1"),
 }
 SHOWN = {
@@ -92,6 +100,7 @@ SHOWN = {
     "scaling": {"calm", "dvp", "vocabulary size"},
     "quality": {"full", "K 8", "K 64", "Pareto frontier", "ms", "F1"},
     "measures": {"mean exit depth (decoder layers run)", "ms per token", "BLEU", *(x["label"] for x in MEASURES)},
+    "promises": {"risk, calibration", "risk, check", "kept below", "promised: delta", "seen: mean loss"},
     "heat map": {"80.5", "89", "90.25", "F1", "2", "3", "8", "64"},
 }
 
@@ -141,3 +150,12 @@ def test_a_measure_keeps_its_colour_and_a_method_its_line_style(monkeypatch, tmp
         assert styles["calm, entropy"] == styles["calm, state"] != styles["dvp, entropy"]
         assert styles["oracle, states own"] == styles["full"] == "None"
         assert lines["oracle, states own"].get_marker() == "*"
+
+
+def test_what_was_seen_stands_over_what_was_promised(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    DRAWINGS["promises"](tmp_path / "plot.svg")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines["risk, check"] == [[0.01, 0.0], [0.02, 0.015]]
+    assert lines["kept below"] == [[0.0, 0.0], [0.02, 0.02]]
