@@ -233,7 +233,8 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
 
     Args:
         curves: each with "label", "method", "measure" and "points", which have "mean_exit", "ms" and "quality" and
-            are joined in their order. Where "measure" is None they are not joined, and stars for the oracle.
+            are joined in their order. Where "measure" is None they are not joined. The oracle has stars, and no
+            time that means anything: there a line at its quality.
         path: of the SVG.
         quality: what is got, with its unit.
     """
@@ -253,7 +254,10 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
             style = {"linestyle": "", "marker": "*", "color": "black", "markersize": 13}
         qualities = [point["quality"] for point in curve["points"]]
         for axes, cost in zip(panels, ("mean_exit", "ms"), strict=True):
-            axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
+            if cost == "ms" and curve["method"] == "oracle":
+                axes.axhline(qualities[0], color="black", linestyle=":", linewidth=0.8, zorder=0)
+            else:
+                axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
     for axes, label in zip(panels, (f"mean exit {_DEPTH}", "ms per token"), strict=True):
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
