@@ -258,6 +258,9 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
                 axes.axhline(qualities[0], color="black", linestyle=":", linewidth=0.8, zorder=0)
             else:
                 axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
+        if curve["method"] == "oracle":
+            place = curve["points"][0]["mean_exit"], qualities[0]
+            panels[0].annotate(curve["label"], place, (-4, 9), textcoords="offset points", fontsize=7)
     for axes, label in zip(panels, (f"mean exit {_DEPTH}", "ms per token"), strict=True):
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
