@@ -222,7 +222,7 @@ def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """The settings of a row in a few words; the measure where it is not the usual one."""
+    """A row's settings in a few words: the measure where it is not the usual one, min exit where it is not p."""
     short = {
         "threshold": "threshold",
         "decay_temperature": "decay",
@@ -234,6 +234,8 @@ def describe(row: Mapping[str, Any]) -> str:
         "static_exit_layer": "exit",
         "oracle_states": "states",
     }
+    if row["min_exit_layer"] == row["prune_layer"]:
+        del short["min_exit_layer"]
     words = [f"{label} {row[name]}" for name, label in short.items() if row[name] is not None]
     if row["thresholds_per_depth"] is not None:
         words.insert(0, "thresholds " + " ".join(f"{value:.3g}" for value in row["thresholds_per_depth"]))

@@ -85,8 +85,9 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
     """Decodes the config's tasks in all its ways: results.json, predictions.jsonl, traces.jsonl and report.html.
 
     An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
-    code and device are the same. Several processes decode a part of each task's batches each; process 0 writes
-    what comes of them.
+    code and device are the same. Of a sweep's config the ways are the cells of its grid: decoded in turn, a few
+    batches at a time, their times can be compared. Several processes decode a part of each task's batches each;
+    process 0 writes what comes of them.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -99,6 +100,8 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
+    if "sweep" in config:
+        config = {**config, "methods": sweep_methods(config["sweep"])}
     with set_up(config, workdir) as setup:
         folder, model, made_by = setup.workdir, setup.model, setup.made_by
         done = Predictions(folder, _key(made_by), setup.hosts)

@@ -299,3 +299,20 @@ def selection_table(result: Mapping[str, Any]) -> str:
         cells += [f"{found['mean_exit_layer']:.2f} of {found['num_layers']}", f"{100 * found['flops']:.0f} %"]
         lines.append("| " + " | ".join([*cells, f"{found['speed_up']:.2f}x"]) + " |")
     return "\n".join(lines)
+
+
+def promises_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Several results of `select` as a Markdown table; mean exit and costs on the examples to check on, if any."""
+    head = ["promise", "promised", "seen", "seen on others", "mean exit", "FLOPs of full", "speed-up", "returned"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 2) + " --- |"]
+    for result in results:
+        calibration, check = result["seen"]["calibration"], result["seen"].get("check")
+        cost = check or calibration
+        cells = [result["promise"]["kind"], f"{result['promise']['delta']:g}", f"{calibration['risk']:.4f}"]
+        cells += [
+            f"{check['risk']:.4f}" if check else "",
+            f"{cost['mean_exit_layer']:.2f} of {cost['num_layers']}",
+        ]
+        cells += [f"{100 * cost['flops']:.0f} %", f"{cost['speed_up']:.2f}x", f"`{result['returned']}`"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ import pytest
 import dvp_jax
 from dvp_jax.data import Example
 from dvp_jax.experiment import sweep_methods
-from dvp_jax.selection import Promise, ordered_paths
+from dvp_jax.selection import Promise, ordered_paths, promises_table
 
 
 def test_a_path_has_one_p_and_k_and_goes_from_the_highest_threshold_to_the_lowest():
@@ -104,3 +104,20 @@ def test_a_file_without_a_proper_config_is_refused(content, message, tmp_path):
 def test_a_config_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config file .*none.json"):
         dvp_jax.load_decode_config(tmp_path / "none.json")
+
+
+def test_a_table_of_promises_costs_them_on_the_examples_to_check_on():
+    seen = {"risk": 0.01234, "mean_exit_layer": 4.0, "num_layers": 8, "flops": 0.75, "speed_up": 1.5}
+    other = {"risk": 0.02, "mean_exit_layer": 4.25, "num_layers": 8, "flops": 0.8, "speed_up": 1.25}
+    results = [
+        {"promise": {"kind": "textual", "delta": 0.05}, "seen": {"calibration": seen}, "returned": "dvp"},
+        {
+            "promise": {"kind": "risk", "delta": 0.02},
+            "seen": {"calibration": seen, "check": other},
+            "returned": "a",
+        },
+    ]
+    assert promises_table(results).splitlines()[2:] == [
+        "| textual | 0.05 | 0.0123 |  | 4.00 of 8 | 75 % | 1.50x | `dvp` |",
+        "| risk | 0.02 | 0.0123 | 0.0200 | 4.25 of 8 | 80 % | 1.25x | `a` |",
+    ]

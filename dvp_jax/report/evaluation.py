@@ -9,7 +9,7 @@ from typing import Any
 from dvp_jax.evaluation import describe, results_table
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.pareto import pareto_frontier
-from dvp_jax.report.plots import heat_map, quality_against_cost
+from dvp_jax.report.plots import heat_map, measures_compared, quality_against_cost
 
 Row = Mapping[str, Any]
 Plots = list[tuple[str, Path]]
@@ -21,7 +21,9 @@ def report_evaluation(
     """Writes report.html, and the plots in it, from the rows of results.json."""
     sections = [
         Section(
-            task, tables=tables_of(results_table(of_task)), plots=tuple(_quality_against_costs(workdir, of_task))
+            task,
+            tables=tables_of(results_table(of_task)),
+            plots=(*_measures(workdir, of_task), *_quality_against_costs(workdir, of_task)),
         )
         for task, of_task in _by_task(rows)
     ]
@@ -35,7 +37,11 @@ def report_sweep(
     sections = []
     for task, of_task in _by_task(cells):
         best = pareto_frontier([work(cell) for cell in of_task], [quality(cell) for cell in of_task])
-        plots = _quality_against_costs(workdir, of_task) + _heat_maps(workdir, of_task)
+        plots = [
+            *_measures(workdir, of_task),
+            *_quality_against_costs(workdir, of_task),
+            *_heat_maps(workdir, of_task),
+        ]
         sections += [
             Section(
                 f"{task}: what to use",
@@ -94,6 +100,25 @@ def _quality_against_costs(workdir: Path, rows: Sequence[Row]) -> Plots:
         quality_against_cost(points, path, cost=cost, quality=metric)
         plots.append((f"{metric} against {cost}", path))
     return plots
+
+
+def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
+    """Where there are several measures: each method with each of them, over its thresholds."""
+    if len({cell["confidence"] for cell in cells} - {None}) < 2:
+        return []
+    curves: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        method, measure = cell["method"], cell["confidence"]
+        settings = describe({**cell, "threshold": None, "confidence": None})
+        label = ", ".join(filter(None, (method, measure, settings)))
+        curve = curves.setdefault(label, {"label": label, "method": method, "measure": measure, "points": []})
+        curve["points"].append(
+            {"mean_exit": cell["mean_exit_layer"], "ms": cell["ms_per_token"], "quality": quality(cell)}
+        )
+    metric, task = next(iter(cells[0]["metric"])), cells[0]["task"]
+    path = workdir / f"{task}_{metric}_per_measure.svg"
+    measures_compared(list(curves.values()), path, quality=metric)
+    return [(f"{metric} of each measure", path)]
 
 
 def _heat_maps(workdir: Path, cells: Sequence[Row]) -> Plots:

@@ -228,6 +228,68 @@ def quality_against_cost(
     _save(figure, path)
 
 
+def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, quality: str = "quality") -> None:
+    """Draws quality against mean exit and against ms per token: a colour a measure, a line style a method.
+
+    Args:
+        curves: each with "label", "method", "measure" and "points", which have "mean_exit", "ms" and "quality" and
+            are joined in their order. Where "measure" is None they are not joined. The oracle has stars, and no
+            time that means anything: there a line at its quality.
+        path: of the SVG.
+        quality: what is got, with its unit.
+    """
+    from matplotlib.figure import Figure
+
+    asked = [curve for curve in curves if curve["measure"]]
+    measures = list(dict.fromkeys(curve["measure"] for curve in asked))
+    methods = list(dict.fromkeys(curve["method"] for curve in asked))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for curve in curves:
+        style: dict[str, Any] = {"linestyle": "", "marker": "D", "color": "grey"}
+        if curve["measure"]:
+            line = ("-", "--", ":", "-.")[methods.index(curve["method"]) % 4]
+            style = {"linestyle": line, "marker": ".", "color": f"C{measures.index(curve['measure'])}"}
+        elif curve["method"] == "oracle":
+            style = {"linestyle": "", "marker": "*", "color": "black", "markersize": 13}
+        qualities = [point["quality"] for point in curve["points"]]
+        for axes, cost in zip(panels, ("mean_exit", "ms"), strict=True):
+            if cost == "ms" and curve["method"] == "oracle":
+                axes.axhline(qualities[0], color="black", linestyle=":", linewidth=0.8, zorder=0)
+            else:
+                axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
+        if curve["method"] == "oracle":
+            place = curve["points"][0]["mean_exit"], qualities[0]
+            panels[0].annotate(curve["label"], place, (-4, 9), textcoords="offset points", fontsize=7)
+    for axes, label in zip(panels, (f"mean exit {_DEPTH}", "ms per token"), strict=True):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(quality)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    _save(figure, path)
+
+
+def promised_against_seen(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the mean loss that was seen against the one promised, a line for each promise and set of examples.
+
+    Args:
+        results: of selection.select, for several deltas.
+        path: of the SVG.
+    """
+    figure, axes = _axes()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        promise = result["promise"]
+        for examples, seen in result["seen"].items():
+            curves.setdefault(f"{promise['kind']}, {examples}", []).append((promise["delta"], seen["risk"]))
+    for label, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    most = max(result["promise"]["delta"] for result in results)
+    axes.plot([0, most], [0, most], linestyle="--", color="grey", label="kept below")
+    axes.set(xlabel="promised: delta", ylabel="seen: mean loss", xlim=(0, None), ylim=(0, None))
+    _save(figure, path)
+
+
 def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str = "") -> None:
     """Draws one figure for every p and K, written into its cell; cells without one stay white.
 
@@ -283,7 +345,7 @@ def _spread(values: list[int], most: int) -> list[int]:
 def _save(figure: Figure, path: Path) -> None:
     import matplotlib
 
-    if figure.axes[0].get_legend_handles_labels()[1]:
+    if not figure.legends and figure.axes[0].get_legend_handles_labels()[1]:
         figure.axes[0].legend()
     with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same curves give the same file
         figure.savefig(path, metadata={"Date": None})

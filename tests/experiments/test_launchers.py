@@ -534,7 +534,7 @@ RULES = {
     "oracle": {"method": "oracle", "oracle_states": "full", "min_exit_layer": 1},
     "state": {"method": "calm", "confidence": "state", "threshold": 0.8},
     "each": {"method": "calm", "thresholds_per_depth": (1.0, 0.4, 0.2, 1.0), "confidence": "softmax_max"},
-    "mass": {"method": "dvp", "threshold": 0.5, "prune_rule": "mass", "prune_mass": 0.8},
+    "mass": {"method": "dvp", "threshold": 0.5, "prune_rule": "mass", "prune_mass": 0.8, "min_exit_layer": 3},
     "decay": {"method": "dvp", "threshold": 0.5, "prune_rule": "decay", "prune_size_min": 4},
 }
 
@@ -549,8 +549,8 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
         "oracle": "min exit 1, states full",
         "state": "state, threshold 0.8, min exit 2",
         "each": "softmax_max, thresholds 1 0.4 0.2 1, min exit 2",
-        "mass": "threshold 0.5, min exit 2, p 2, K 64, mass 0.8",
-        "decay": "threshold 0.5, min exit 2, p 2, K 64, K min 4",
+        "mass": "threshold 0.5, min exit 3, p 2, K 64, mass 0.8",
+        "decay": "threshold 0.5, p 2, K 64, K min 4",
     }
     for trace in trace_texts(model, task, methods, rows, predictions, 2):
         exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1

@@ -274,3 +274,14 @@ def test_the_launcher_refuses_what_cannot_be_promised(selection, tmp_path):
     run = launch("select", config, f"--workdir={tmp_path / 'new'}", "--delta=1")
     check_error(run, "delta is 1.0", "between 0 and 1")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_grids_config_leaves_open_is_set_on_the_command_line(tmp_path):
+    run = launch(
+        "select",
+        "--config=experiments/configs/multi30k_select.py",
+        f"--workdir={tmp_path / 'new'}",
+        "--config.model=model",
+        "--config.tasks.translation.source_path=val.en",
+    )
+    check_error(run, "source_path is 'val.en' and target_path None")

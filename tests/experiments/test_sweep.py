@@ -17,8 +17,9 @@ import pytest
 
 import dvp_jax
 from dvp_jax.experiment import sweep_methods
-from dvp_jax.report.evaluation import advice
+from dvp_jax.report.evaluation import advice, report_sweep
 from tests.experiments.test_launchers import ROOT, SENTENCES, check_error, launch, make_checkpoint, read_lines
+from tests.report.test_plots import texts_of
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -179,6 +180,13 @@ def test_every_cell_of_the_grid_is_in_sweep_json_as_evaluate_would_have_it(confi
     assert cell["speed_up"] == pytest.approx(full["ms_per_token"] / cell["ms_per_token"])
 
 
+def test_evaluate_decodes_the_cells_of_a_sweeps_config_side_by_side(configs, whole, tmp_path):
+    run = launch("evaluate", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path}", "--config.explore=0")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert untimed(rows) == untimed(json.loads((whole["sweep"][0] / "sweep.json").read_text())["cells"])
+
+
 def test_a_second_process_on_one_workdir_is_refused(configs, tmp_path):
     command = [sys.executable, "-m", "experiments.evaluate", f"--config={configs / 'evaluate.py'}"]
     first = subprocess.Popen(
@@ -231,7 +239,14 @@ def cell(method, metric, flops, **settings):
     fields = [field.name for field in dataclasses.fields(dvp_jax.DecodeConfig)]
     row = {**dict.fromkeys(fields), **settings, "method": method, "metric": {"f1": metric}, "num_layers": 8}
     costs = {"layer_flops_per_token": flops, "unembedding_flops_per_token": 0.0, "ms_per_token": 1.0}
-    return {**row, **costs, "mean_exit_layer": 2.0}
+    return {
+        **row,
+        **costs,
+        "mean_exit_layer": 2.0,
+        "task": "squad",
+        "confidence_flops_per_token": 0.0,
+        "speed_up": None,
+    }
 
 
 def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
@@ -241,3 +256,22 @@ def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
     assert "1 of 2 cells are within 1 of the best cell's f1, 90.50" in advice(
         [cell("calm", 90.5, 9.0), cell("dvp", 88.0, 1.0, prune_size=32)]
     )
+
+
+def test_a_sweep_of_several_measures_compares_them_over_their_thresholds(tmp_path):
+    calm = {"min_exit_layer": 2}
+    cells = [cell("full", 90.0, 8.0)] + [
+        cell("calm", 80.0, 5.0, confidence=measure, threshold=threshold, **calm)
+        for measure in ("softmax_diff", "state")
+        for threshold in (0.3, 0.6)
+    ]
+    report_sweep(tmp_path, cells, {}, [])
+    shown = texts_of(tmp_path / "squad_f1_per_measure.svg")
+    assert {"full", "calm, softmax_diff, min exit 2", "calm, state, min exit 2"} <= shown
+    assert not any("threshold" in text for text in shown)
+    assert "f1 of each measure" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_of_one_measure_has_nothing_to_compare(tmp_path):
+    report_sweep(tmp_path, [cell("full", 90.0, 8.0), cell("calm", 80.0, 5.0, confidence="state")], {}, [])
+    assert not (tmp_path / "squad_f1_per_measure.svg").exists()

@@ -57,6 +57,28 @@ SCALING = [
     for size in (8000, 32000)
     for method in ("calm", "dvp")
 ]
+MEASURES = [
+    {
+        "label": label,
+        "method": method,
+        "measure": measure,
+        "points": [{"mean_exit": 3.5, "ms": 2.5, "quality": 90.0}],
+    }
+    for label, method, measure in (
+        ("full", "full", None),
+        ("oracle, states own", "oracle", None),
+        ("calm, state", "calm", "state"),
+        ("calm, entropy", "calm", "entropy"),
+        ("dvp, entropy", "dvp", "entropy"),
+    )
+]
+PROMISES = [
+    {
+        "promise": {"kind": "risk", "delta": delta},
+        "seen": {name: {"risk": risk} for name in ("calibration", "check")},
+    }
+    for delta, risk in ((0.02, 0.015), (0.01, 0.0))
+]
 DRAWINGS = {
     "ranks": lambda path: plots.rank_boxes(RANKS, path),
     "coverage": lambda path: plots.coverage_per_size(RANKS, path),
@@ -65,6 +87,8 @@ DRAWINGS = {
     "reliability": lambda path: plots.reliability_diagrams(RELIABILITY, "full model", path),
     "scaling": lambda path: plots.vocabulary_scaling(SCALING, path),
     "quality": lambda path: plots.quality_against_cost(POINTS, path, cost="ms", quality="F1"),
+    "measures": lambda path: plots.measures_compared(MEASURES, path, quality="BLEU"),
+    "promises": lambda path: plots.promised_against_seen(PROMISES, path),
     "heat map": lambda path: plots.heat_map({(2, 8): 80.5, (2, 64): 89.0, (3, 64): 90.25}, path, label="F1"),
 }
 SHOWN = {
@@ -75,6 +99,8 @@ SHOWN = {
     "reliability": {"depth 2, whole", "depth 24, pruned", "ECE 0.024", "agreement with the full model"},
     "scaling": {"calm", "dvp", "vocabulary size"},
     "quality": {"full", "K 8", "K 64", "Pareto frontier", "ms", "F1"},
+    "measures": {"mean exit depth (decoder layers run)", "ms per token", "BLEU", *(x["label"] for x in MEASURES)},
+    "promises": {"risk, calibration", "risk, check", "kept below", "promised: delta", "seen: mean loss"},
     "heat map": {"80.5", "89", "90.25", "F1", "2", "3", "8", "64"},
 }
 
@@ -108,3 +134,30 @@ def test_diagrams_of_many_depths_show_eight_of_them_from_first_to_last(tmp_path)
     DRAWINGS["reliability"](tmp_path / "plot.svg")
     shown = {int(text.split()[1][:-1]) for text in texts_of(tmp_path / "plot.svg") if text.startswith("depth ")}
     assert len(shown) == 8 and min(shown) == 2 and max(shown) == 24
+
+
+def test_a_measure_keeps_its_colour_and_a_method_its_line_style(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    DRAWINGS["measures"](tmp_path / "plot.svg")
+    exits, times = ({line.get_label(): line for line in axes.lines} for axes in drawn[0].axes)
+    assert [*exits["full"].get_xdata(), *times["full"].get_xdata()] == [3.5, 2.5]
+    assert list(exits["full"].get_ydata()) == list(times["full"].get_ydata()) == [90.0]
+    for lines in (exits, times):
+        colours = {label: line.get_color() for label, line in lines.items()}
+        styles = {label: line.get_linestyle() for label, line in lines.items()}
+        assert colours["calm, entropy"] == colours["dvp, entropy"] != colours["calm, state"]
+        assert styles["calm, entropy"] == styles["calm, state"] != styles["dvp, entropy"]
+        assert styles["full"] == "None"
+    assert exits["oracle, states own"].get_marker() == "*"
+    assert set(exits) - set(times) == {"oracle, states own"}, "it runs every layer: its time is no bound"
+    assert 90.0 in {line.get_ydata()[0] for label, line in times.items() if label.startswith("_")}
+
+
+def test_what_was_seen_stands_over_what_was_promised(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    DRAWINGS["promises"](tmp_path / "plot.svg")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    assert lines["risk, check"] == [[0.01, 0.0], [0.02, 0.015]]
+    assert lines["kept below"] == [[0.0, 0.0], [0.02, 0.02]]
