@@ -91,7 +91,7 @@ def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array,
 
 
 def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
-    """Probability of the best candidate.
+    """Probability of the best candidate: the baseline of Hendrycks and Gimpel (arXiv 1610.02136); not in CALM.
 
     Args:
         logits: float32, of the whole vocabulary or of the kept rows.
@@ -105,6 +105,8 @@ def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, 
 
 def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
     """1 - H(p) / log(size): 1 where all probability is on one candidate, 0 where all are equally likely.
+
+    BranchyNet (arXiv 1709.01686) leaves where the entropy itself is below a threshold; not in CALM.
 
     Args:
         logits: float32, of the whole vocabulary or of the kept rows. The size is that of the set: a candidate

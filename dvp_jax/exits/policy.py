@@ -161,7 +161,7 @@ class CALM(Static):
 
 @dataclasses.dataclass(frozen=True)
 class HiddenCALM(CALM):
-    """CALM with a measure of the hidden state: no depth before the exit touches the unembedding."""
+    """CALM with its other two measures, of the hidden state: no depth before the exit touches the unembedding."""
 
     def decide(self, depth: Depth, threshold: Array, readers: Readers) -> Reading:
         confidence = self._confidence_of_hidden(depth, readers)

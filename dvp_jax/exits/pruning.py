@@ -56,7 +56,8 @@ class Fixed:
 class Mass(Fixed):
     """The smallest set whose probability at p, in the softmax over the whole vocabulary, reaches `mass`.
 
-    At most `size` tokens, which may hold less. Each row of a batch has a set of its own size.
+    At most `size` tokens, which may hold less. Each row of a batch has a set of its own size. Not in DVP; the
+    nucleus of Holtzman et al. (arXiv 1904.09751), who sample from it.
     """
 
     mass: float
