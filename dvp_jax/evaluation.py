@@ -89,8 +89,8 @@ def evaluate(
     ]
     if len(batches) < done.hosts.count:
         raise ValueError(
-            f"num_processes is {done.hosts.count}; allowed: at most the units of {unit} examples of {task.name}, "
-            f"{len(batches)} ({len(examples)} examples, batch_size {batch_size})"
+            f"num_processes is {done.hosts.count}; allowed: at most {len(batches)}, the parts that {task.name} is "
+            f"decoded in ({len(examples)} examples, batch_size {batch_size})"
         )
     left = {
         index: [name for name in methods if done.get(task.name, name, index) is None]

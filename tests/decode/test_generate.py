@@ -98,14 +98,14 @@ def test_both_layer_loops_give_the_same(rows, cfg):
     assert_same(*loops)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(rows=prompts, cfg=st.sampled_from([CALM, DVP, STATE]), max_waiting=st.sampled_from([2, 5, 8]))
 def test_keys_and_values_that_wait_change_nothing(rows, cfg, max_waiting):
     cfg = dataclasses.replace(cfg, max_new_tokens=12)
     assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(rows=prompts, max_waiting=st.sampled_from([1, 2, 5]))
 def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
     cfg = dataclasses.replace(SHALLOW, max_new_tokens=12, max_waiting=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ def get_config(folder):
             "full": {"method": "full"},
             "dvp": {"method": "dvp", "threshold": 0.2, "min_exit_layer": 1, "prune_layer": 1, "prune_size": 8},
         },
-        "batch_size": 2,
+        "batch_size": 1,
         "limit": config_dict.placeholder(int),
         "explore": 3,
     })
@@ -109,7 +110,7 @@ def test_a_process_with_another_version_and_config_is_refused_with_both_values(f
     for run in runs:
         assert run.returncode == 1
         assert "process 1 differs from process 0: " in last_line(run), run.stderr
-        assert "config.batch_size is 3, not 2" in last_line(run)
+        assert "config.batch_size is 3, not 1" in last_line(run)
         assert f"versions.dvp-jax is '9.8.7', not '{version}'" in last_line(run)
         assert "loading" not in run.stderr
     assert not list((tmp_path / "run").glob("*.json*"))
@@ -118,10 +119,12 @@ def test_a_process_with_another_version_and_config_is_refused_with_both_values(f
 def test_more_processes_than_batches_are_refused_with_both_numbers(folder):
     model = dvp_jax.load_model(folder / "model")
     task = make_task("samsum", path=str(folder / "test.csv"))
-    message = r"^num_processes is 6; allowed: at most the batches of samsum, 5 \(9 examples, batch_size 2\)$"
-    with pytest.raises(ValueError, match=message):
+    message = (
+        "num_processes is 6; allowed: at most 5, the parts that samsum is decoded in (5 examples, batch_size 1)"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         methods = make_methods({"full": {"method": "full"}}, 5)
-        evaluate(model, task, methods, batch_size=2, done=Predictions(hosts=Hosts(3, 6)))
+        evaluate(model, task, methods, limit=5, done=Predictions(hosts=Hosts(3, 6)))
 
 
 @pytest.mark.slow
