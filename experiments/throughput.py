@@ -1,6 +1,7 @@
 """How many tokens a second? Slots that are refilled against fixed batches, on a task's own sources and exits.
 
-    python -m experiments.throughput --config=experiments/configs/multi30k.py --workdir=runs/throughput \
+    python -m experiments.throughput --workdir=runs/throughput \
+        --config=experiments/configs/multi30k_throughput.py \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \
         --config.tasks.translation.target_path=test_2016_flickr.de --slots=4,16
 

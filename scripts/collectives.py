@@ -10,11 +10,7 @@ bfloat16 to float32.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +19,7 @@ from absl import flags
 from flax import traverse_util
 
 from dvp_jax import launch
+from dvp_jax.analysis.collectives import least, most, per_token
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import Encoded, lower_decode
 from dvp_jax.t5.config import T5Config
@@ -36,80 +33,12 @@ SHAPES = {
     "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
 }
 METHODS = ("full", "calm", "dvp")
-_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 _SHAPE = flags.DEFINE_enum("shape", "t5-11b", list(SHAPES), "Shape of the model.")
 _MESH = flags.DEFINE_list("mesh", ["1", "8"], "Sizes of the axes data and model.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together; a multiple of the data axis.")
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Dtype of the weights.")
 _SOURCE_LENGTH = flags.DEFINE_integer("source_length", 512, "Tokens of each source.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """Collectives by kind: how many, and the bytes of their results on one device."""
-
-    count: Counter[str]
-    bytes: Counter[str]
-
-    def __add__(self, other: Sent) -> Sent:
-        return Sent(self.count + other.count, self.bytes + other.bytes)
-
-
-def per_token(hlo: str, choose: Callable[..., Sent]) -> Sent:
-    """The collectives of one pass through the token loop.
-
-    Args:
-        hlo: text of the compiled decode program, of layer_loop "cond".
-        choose: `most` or `least` of the branches where the program has several.
-    """
-    computations: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if begins := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            name = begins[2]
-            computations[name] = []
-            entry = name if begins[1] else entry
-        elif name:
-            computations[name].append(line)
-
-    def total(name: str) -> Sent:
-        sent = Sent(Counter(), Counter())
-        for line in computations[name]:
-            if made := re.search(rf" = (.*?) ({_KINDS})\(", line):
-                sent += Sent(Counter({made[2]: 1}), Counter({made[2]: _bytes(made[1])}))
-            elif branches := re.search(r"branch_computations=\{(.*?)\}", line):
-                sent += choose(*map(total, re.findall(r"%([^\s,]+)", branches[1])))
-            elif branches := re.search(r"true_computation=%(\S+), false_computation=%(\S+?),?\s", line + " "):
-                sent += choose(total(branches[1]), total(branches[2]))
-            elif called := re.search(r" call\(.*to_apply=%([^\s,]+)", line):
-                sent += total(called[1])
-        return sent
-
-    loops = (re.search(r" while\(.*body=%([^\s,]+)", line) for line in computations[entry])
-    (body,) = (loop[1] for loop in loops if loop)
-    return total(body)
-
-
-def _bytes(shapes: str) -> int:
-    """Of one shape or a tuple of them, as HLO writes them."""
-    total = 0
-    for bits, sizes in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", shapes):
-        numbers = 1
-        for size in filter(None, sizes.split(",")):
-            numbers *= int(size)
-        total += numbers * max(int(bits or 8) // 8, 1)
-    return total
-
-
-def most(*branches: Sent) -> Sent:
-    """The branch that sends the most bytes."""
-    return max(branches, key=lambda sent: sent.bytes.total())
-
-
-def least(*branches: Sent) -> Sent:
-    """The branch that sends the fewest bytes."""
-    return min(branches, key=lambda sent: sent.bytes.total())
 
 
 def compiled_decode(

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import dvp_jax
-from scripts.collectives import least, most, per_token
+from dvp_jax.analysis.collectives import least, most, per_token
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
 from tests.reference import reference_decode

@@ -203,10 +203,8 @@ class _Lane:
             if not self._pooled:
                 self._encode_pool()
             begin = [self._pooled.popleft() for _ in free[: len(self._pooled)]]
-            sources, places = (
-                np.zeros(len(self._running), np.int32),
-                np.full(len(self._running), len(self._running)),
-            )
+            slots = len(self._running)
+            sources, places = np.zeros(slots, np.int32), np.full(slots, slots, np.int32)
             for i, ((ticket, source), place) in enumerate(zip(begin, free, strict=False)):
                 self._running[place], sources[i], places[i] = ticket, source, place
             assert self._program is not None
@@ -224,10 +222,8 @@ class _Lane:
         self._pooled = deque((ticket, row) for row, (ticket, _) in enumerate(chosen))
         if self._program is None:
             slots = len(self._running)
-            nothing = jax.tree.map(
-                lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), self._pool
-            )  # none is active
-            nothing = place_rows(self._model.mesh, nothing)
+            nothing = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), self._pool)
+            nothing = place_rows(self._model.mesh, nothing)  # no row is active
             structure, params, _, thresholds = decode_arguments(self._model, nothing, self._cfg)
             self._program = structure, params, thresholds
             self._slots = _empty(structure, nothing)
@@ -289,10 +285,11 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: int) -> bool:
-        """Drops a request, which gets no result; False where it is not here (any more)."""
+        """Drops a request, whose result is an error that says so; False where it is not here (any more)."""
         for lane in self._lanes.values():
             if ticket in lane.tickets:
                 lane.cancel(ticket)
+                self._refused.append(Result(ticket, None, ValueError("request was cancelled")))
                 return True
         return False
 

@@ -55,7 +55,7 @@ WAIT = dataclasses.replace(CALM, max_waiting=3)
 SHALLOW = dataclasses.replace(CALM, method="shallow_deep", min_exit_layer=2, max_waiting=3)
 
 
-@settings(max_examples=15)
+@settings(max_examples=9)
 @given(
     rows=prompts,
     cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), WAIT, SHALLOW]),

@@ -13,14 +13,14 @@ CONFIG = T5Config(vocab_size=V, d_model=D, d_kv=4, d_ff=FF, num_heads=3, num_lay
 WEIGHTS = {name: D * INNER for name in ("q", "k", "v", "o", "cross q", "cross o")} | {"wi": D * FF, "wo": D * FF}
 
 
-def layers(exit_layer, batch):
+def layers(exit_layer, batch, propagated=True):
     numbers = 0
     for depth in range(1, L + 1):
         if depth <= exit_layer:
             numbers += sum(WEIGHTS.values())
             numbers += batch * 2 * INNER * S  # cross-attention keys and values
             numbers += batch * 2 * INNER * N / 2  # the cache, half full on average
-        else:
+        elif propagated:
             numbers += WEIGHTS["k"] + WEIGHTS["v"]
     return numbers
 
@@ -38,7 +38,8 @@ def test_bytes_are_those_of_the_products_computed(exit_layer, batch):
     asked = [depth for depth in range(2, L) if depth <= exit_layer]
     last = int(exit_layer == L)
     base = layers(exit_layer, batch)
-    assert bytes_of(Static(exit_layer, "softmax_diff"), exit_layer, batch) == 4 * (base + D * V)
+    alone = layers(exit_layer, batch, propagated=False)  # no layer beyond the static exit ever runs
+    assert bytes_of(Static(exit_layer, "softmax_diff"), exit_layer, batch) == 4 * (alone + D * V)
     calm = CALM(L, "softmax_diff", 2)
     assert bytes_of(calm, exit_layer, batch) == 4 * (base + (len(asked) + last) * D * V)
     for final_vocab, final in (("full", D * V), ("pruned", batch * D * K)):
@@ -69,3 +70,13 @@ def test_the_int8_copy_is_a_quarter_of_the_vocabulary_and_what_is_rescored():
     screened = bytes_of(dvp, 2, screened=True) - 4 * layers(2, 1)
     assert whole == 4 * D * V
     assert screened == D * V + 4 * D * (2 * K + 64)
+
+
+def test_tokens_that_wait_share_the_weights_that_they_are_owed():
+    calm = CALM(L, "softmax_diff", 2)
+    owed = (L - 3) * (WEIGHTS["k"] + WEIGHTS["v"])
+    assert bytes_of(calm, 3) - bytes_of(calm, 3, window=8) == 4 * owed * (1 - 1 / 8)
+    together = CALM(L, "softmax_diff", 3, all_or_none=True)
+    skipped = layers(L, 1) - layers(3, 1, propagated=False)  # whole layers wait
+    assert bytes_of(together, 3, window=8) == 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * V)
+    assert bytes_of(together, L, window=8) == 4 * (layers(L, 1) + 2 * D * V)

@@ -106,6 +106,7 @@ def start_and_kill(name: str, config: Path, workdir: Path, ready, seconds: float
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["evaluate", "sweep"])
 def test_a_killed_run_goes_on_where_it_was(name, configs, whole, tmp_path):
     workdir, config = tmp_path / "run", configs / f"{name}.py"
