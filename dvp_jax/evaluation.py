@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dvp_jax.data.task import Task
-from dvp_jax.data.tokens import source_batches
+from dvp_jax.data.tokens import unpad_rows
 from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.engine import Engine
 from dvp_jax.decode.generate import GeneratedText, decode_policy, source_bucket, tokenize
@@ -79,14 +79,11 @@ def evaluate(
     examples = task.load()[:limit]
     done = Predictions() if done is None else done
 
-    ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
-    lengths = mask.sum(axis=1)
+    sources = unpad_rows(*tokenize(model, [example.prompt for example in examples], task.max_source_length))
+    lengths = np.array([len(source) for source in sources])
     # One at a time there is nobody to make room for: each example is a unit of work of its own.
     unit = batch_size if batch_size == 1 else batch_size * _BATCHES
-    batches = [
-        [row[real].tolist() for row, real in zip(*source, strict=True)]
-        for _, *source in source_batches(ids, mask, unit)
-    ]
+    batches = [sources[start : start + unit] for start in range(0, len(sources), unit)]
     if len(batches) < done.hosts.count:
         raise ValueError(
             f"num_processes is {done.hosts.count}; allowed: at most {len(batches)}, the parts that {task.name} is "
@@ -145,7 +142,7 @@ def _decode(
 ) -> tuple[list[GeneratedText], dict[str, float]]:
     """Texts in the order of the rows, and seconds that each took on average."""
     engine, begin = Engine(model, cfg, slots=slots, max_source_length=max(map(len, rows))), time.perf_counter()
-    texts = [result.output for result in engine.run(rows, in_order=True) if result.output is not None]
+    texts = engine.texts(rows)
     seconds = time.perf_counter() - begin
     encode_s = engine.work["encode_s"]
     return texts, {"decode_s": (seconds - encode_s) / len(rows), "encode_s": encode_s / len(rows)}
@@ -177,6 +174,7 @@ def _settings(cfg: DecodeConfig, policy: Any) -> dict[str, Any]:
         "prune_size_min": cfg.prune_size_min if rule == "decay" else None,
         "final_vocab": cfg.final_vocab if dvp else None,
         "static_exit_layer": cfg.static_exit_layer if cfg.method == "static" else None,
+        "max_waiting": cfg.max_waiting if calm else None,
         "oracle_states": cfg.oracle_states if oracle else None,
     }
 
@@ -190,7 +188,9 @@ def _cost(model: Model, lines: Sequence[Line], policy: Any, source_lengths: np.n
         "num_layers": model.config.num_decoder_layers,
         "confidence_flops_per_token": float(paper_confidence_flops(exit_layers, policy, model.config).mean()),
         "unembedding_flops_per_token": float(unembedding_flops(exit_layers, policy, model.config).mean()),
-        "layer_flops_per_token": float(decoder_layer_flops(exit_layers, model.config, source_length).mean()),
+        "layer_flops_per_token": float(
+            decoder_layer_flops(exit_layers, policy, model.config, source_length).mean()
+        ),
         "ms_per_token": sum(line["decode_s"] for line in lines) * 1e3 / len(exit_layers),
         "num_tokens": len(exit_layers),
         "encoder_ms_per_example": sum(line["encode_s"] for line in lines) * 1e3 / len(lines),
@@ -232,6 +232,7 @@ def describe(row: Mapping[str, Any]) -> str:
         "prune_size_min": "K min",
         "prune_mass": "mass",
         "static_exit_layer": "exit",
+        "max_waiting": "waiting",
         "oracle_states": "states",
     }
     if row["min_exit_layer"] == row["prune_layer"]:

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from dvp_jax import launch
-from dvp_jax.data.tokens import source_batches
+from dvp_jax.data.tokens import source_batches, unpad_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.engine import Engine
 from dvp_jax.decode.generate import decode, encode, tokenize
@@ -63,9 +63,7 @@ def refilled_slots(
 ) -> tuple[Texts, dict[str, float]]:
     """Decodes the sources through an engine."""
     engine = Engine(model, cfg, slots=rows)
-    sources = (row[real].tolist() for row, real in zip(ids, mask, strict=True))
-    outputs = [result.output for result in engine.run(sources, in_order=True)]
-    return [(output.tokens, output.exit_layers) for output in outputs if output], engine.work
+    return [(text.tokens, text.exit_layers) for text in engine.texts(unpad_rows(ids, mask))], engine.work
 
 
 WAYS = {"fixed": fixed_batches, "engine": refilled_slots}

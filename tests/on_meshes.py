@@ -79,8 +79,8 @@ def decoded(model: dvp_jax.Model, names: Any) -> dict[str, Any]:
 
 def engine_texts(model: dvp_jax.Model) -> list[tuple[list[int], list[int]]]:
     """Tokens and exits of PROMPTS by an engine of fewer slots, two for each row of the data axis or one."""
-    results = dvp_jax.Engine(model, dvp_jax.DecodeConfig(**SETTINGS["dvp"]), slots=2).run(PROMPTS, in_order=True)
-    return [(result.output.tokens, result.output.exit_layers) for result in results if result.output]
+    texts = dvp_jax.Engine(model, dvp_jax.DecodeConfig(**SETTINGS["dvp"]), slots=2).texts(PROMPTS)
+    return [(text.tokens, text.exit_layers) for text in texts]
 
 
 def analysed(model: dvp_jax.Model) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def pad_rows(
     return ids, mask
 
 
+def unpad_rows(ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"]) -> list[list[int]]:
+    """The rows that `pad_rows` padded."""
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
 def source_batches(
     ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"], batch_size: int
 ) -> Iterator[tuple[slice, Int[np.ndarray, "batch longest"], Bool[np.ndarray, "batch longest"]]]:

@@ -24,7 +24,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dvp_jax.data.tokens import pad_rows
+from dvp_jax.data.tokens import pad_rows, unpad_rows
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import (
     DecodeState,
@@ -35,6 +35,7 @@ from dvp_jax.decode.generate import (
     encode,
     generate,
     new_state,
+    next_place,
     next_token,
     source_bucket,
     to_text,
@@ -133,8 +134,7 @@ def _advance(
     def step(carry: tuple[DecodeState, Work]) -> tuple[DecodeState, Work]:
         old, work = carry
         state = next_token(structure, params, encoded, thresholds, old)
-        new = (jnp.arange(structure.max_new_tokens) == old.memory.age[:, None]) & ~old.ended[:, None]
-        depth = jnp.max(jnp.where(new, state.decoded.exit_layers, 0))
+        depth = jnp.max(jnp.where(next_place(structure, old), state.decoded.exit_layers, 0))
         return state, Work(work.steps + 1, work.tokens + jnp.sum(~old.ended), work.layers + depth)
 
     return lax.while_loop(unfinished, step, (state, Work(*[jnp.int32(0)] * 3)))
@@ -332,6 +332,20 @@ class Engine:
                 yield held.pop(next_ticket)
                 next_ticket += 1
 
+    def texts(self, requests: Iterable[Request]) -> list[GeneratedText]:
+        """Decodes requests that must all be good, in their order.
+
+        Raises:
+            ValueError: that of the first that is not.
+        """
+        outputs = []
+        for result in self.run(requests, in_order=True):
+            if result.output is None:
+                assert result.error is not None
+                raise result.error
+            outputs.append(result.output)
+        return outputs
+
     def _ids(self, request: Request) -> list[int]:
         """The token ids of a request.
 
@@ -376,8 +390,7 @@ def generate_text(
     if len(ids) <= slots:
         out = generate(model, ids, mask, cfg)
         return [to_text(model, out, row) for row in range(len(ids))]
-    rows = (row[real].tolist() for row, real in zip(ids, mask, strict=True))
-    return [result.output for result in engine.run(rows, in_order=True) if result.output is not None]
+    return engine.texts(unpad_rows(ids, mask))
 
 
 _AHEAD = 4

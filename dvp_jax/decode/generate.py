@@ -84,15 +84,16 @@ def next_token(
     """One more token for every row whose text has not ended."""
     decode_next = decode_oracle_token if isinstance(structure.policy, Oracle) else decode_token
     row, memory = decode_next(structure, params, encoded, state.memory, state.token, state.ended, thresholds)
-    old, length = state.decoded, structure.max_new_tokens
-    here = (jnp.arange(length) == state.memory.age[:, None]) & ~state.ended[:, None]
+    old, here = state.decoded, next_place(structure, state)
 
     def write(new: Array, values: Array) -> Array:
         return jnp.where(here, new[:, None], values)
 
     return DecodeState(
         token=row.token,
-        ended=state.ended | (row.token == structure.config.eos_token_id) | (memory.age >= length),
+        ended=state.ended
+        | (row.token == structure.config.eos_token_id)
+        | (memory.age >= structure.max_new_tokens),
         memory=memory,
         decoded=Decoded(
             tokens=write(row.token, old.tokens),
@@ -101,6 +102,11 @@ def next_token(
             confidences=write(row.confidence, old.confidences),
         ),
     )
+
+
+def next_place(structure: Structure, state: DecodeState) -> Bool[Array, "batch max_new_tokens"]:
+    """Where the next token of each row goes; nowhere in rows whose text has ended."""
+    return (jnp.arange(structure.max_new_tokens) == state.memory.age[:, None]) & ~state.ended[:, None]
 
 
 @partial(jax.jit, static_argnums=0)

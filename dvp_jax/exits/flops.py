@@ -50,29 +50,50 @@ def unembedding_flops(exit_layers: np.ndarray, policy: Static, config: T5Config)
     Returns:
         float64, of the shape of exit_layers. The product that reads the token is included.
     """
+    whole, kept = vocabulary_reads(exit_layers, policy)
+    rows = policy.rows if isinstance(policy, DVP) else 0
+    return 2.0 * config.d_model * (whole * config.vocab_size + kept * rows)
+
+
+def vocabulary_reads(exit_layers: np.ndarray, policy: Static) -> tuple[np.ndarray, np.ndarray]:
+    """How often decoding a token reads the whole vocabulary, and how often the kept rows.
+
+    Args:
+        exit_layers: layers run per token, any shape.
+        policy: the method.
+
+    Returns:
+        float64, two arrays of the shape of exit_layers. The reading that gives the token is included.
+    """
     exit_layers = np.asarray(exit_layers, np.float64)
-    whole, d = 2.0 * config.d_model * config.vocab_size, config.d_model
+    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
+        # Of a batch of one: a row also pays where another leaves.
+        return np.ones_like(exit_layers), np.zeros_like(exit_layers)
     # Candidate depths asked: first_exit .. exit_layer, but never the last depth, which is only read.
     reaches_last = exit_layers >= policy.last_depth
     last_asked = policy.first_exit if policy.all_or_none else policy.last_depth - 1
     asked = np.minimum(exit_layers, last_asked) - policy.first_exit + 1
-    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
-        return np.full_like(exit_layers, whole)  # of a batch of one: a row also pays where another leaves
     if not isinstance(policy, DVP):
-        return (asked + reaches_last) * whole
-    # The product at p is also the first candidate's where both depths are the same.
-    pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
-    last = whole if policy.final_vocab == "full" else 2.0 * d * policy.rows
-    return whole + pruned * 2.0 * d * policy.rows + reaches_last * last
+        return asked + reaches_last, np.zeros_like(exit_layers)
+    # The reading at p is also the first candidate's where both depths are the same.
+    kept = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
+    if policy.final_vocab == "full":
+        return 1.0 + reaches_last, kept
+    return np.ones_like(exit_layers), kept + reaches_last
 
 
-def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length: int | np.ndarray) -> np.ndarray:
+def decoder_layer_flops(
+    exit_layers: np.ndarray, policy: Static, config: T5Config, source_length: int | np.ndarray
+) -> np.ndarray:
     """FLOPs of the decoder layers of a token, apart from self-attention over the tokens before it.
 
-    The layers it ran, and for each that it skipped its two key/value projections (state propagation).
+    The layers it ran, and for each that it skipped its two key/value projections (state propagation); nothing for
+    layers that no token runs, and where whole layers wait (shallow-deep) all of them, those that a text's last
+    tokens no longer wait for included.
 
     Args:
         exit_layers: layers run per token, any shape.
+        policy: the method.
         config: the shape.
         source_length: tokens that cross-attention reads, of all or of each token.
     """
@@ -81,4 +102,5 @@ def decoder_layer_flops(exit_layers: np.ndarray, config: T5Config, source_length
     feed_forward = (6.0 if config.gated else 4.0) * d * config.d_ff
     # Self-attention q, o; cross-attention q, o and its two products with keys and values.
     layer = key_value + 4.0 * d * inner + 4.0 * d * inner + 4.0 * inner * source_length + feed_forward
-    return exit_layers * layer + (config.num_decoder_layers - exit_layers) * key_value
+    owed = layer if policy.all_or_none else key_value
+    return exit_layers * layer + (policy.last_depth - exit_layers) * owed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Static
+from dvp_jax.exits.flops import vocabulary_reads
+from dvp_jax.exits.policy import DVP, Static
 from dvp_jax.exits.screen import num_rescored
 from dvp_jax.t5.config import T5Config
 
@@ -54,14 +55,7 @@ def bytes_per_token(
         rescored = min(num_rescored(sure), config.vocab_size) * batch
         return config.vocab_size * d + rescored * d * itemsize if screened else config.vocab_size * d * itemsize
 
-    if not isinstance(policy, CALM) or isinstance(policy, HiddenCALM):
-        return numbers * itemsize + whole(policy.sure)
-    last = exit_layers >= policy.last_depth
-    last_asked = policy.first_exit if policy.all_or_none else policy.last_depth - 1
-    asked = np.minimum(exit_layers, last_asked) - policy.first_exit + 1
-    if not isinstance(policy, DVP):
-        return numbers * itemsize + (asked + last) * whole(policy.sure)
-    pruned = np.maximum(asked - (policy.prune_layer == policy.first_exit), 0)
-    kept = float(policy.rows * d * batch * itemsize)
-    read = whole(policy.sure) + pruned * kept + last * (whole(1) if policy.final_vocab == "full" else kept)
+    reads, kept = vocabulary_reads(exit_layers, policy)
+    rows = policy.rows if isinstance(policy, DVP) else 0
+    read = whole(policy.sure) + (reads - 1) * whole(1) + kept * float(rows * d * batch * itemsize)
     return numbers * itemsize + read

@@ -158,6 +158,13 @@ def test_more_texts_than_slots_are_generated_as_in_one_batch():
         dvp_jax.generate_text(lettered(), prompts, DVP, slots=0)
 
 
+def test_texts_that_must_all_be_good_raise_the_error_of_one_that_is_not():
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    assert_alone(engine.texts([[5], [6], [7]])[2], [7], CALM)
+    with pytest.raises(ValueError, match="at least one token id"):
+        engine.texts([[5], []])
+
+
 def test_work_counts_steps_tokens_and_the_layers_of_each_steps_deepest_row():
     engine = Engine(MODEL_OF, CALM, slots=8)
     requests = [[first, 5] for first in range(2, 10)]

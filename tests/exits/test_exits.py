@@ -261,4 +261,10 @@ def test_layer_flops_count_every_product_once():
     }  # fmt: skip
     skipped = 2 * (products["self k"] + products["self v"])
     expected = [2 * sum(products.values()) * e + skipped * (L - e) for e in (1, 4, 6)]
-    assert decoder_layer_flops(np.array([1, 4, 6]), CONFIG, source).tolist() == expected
+    calm = CALM(L, "softmax_diff", 1)
+    assert decoder_layer_flops(np.array([1, 4, 6]), calm, CONFIG, source).tolist() == expected
+    layer = 2 * sum(products.values())
+    static = Static(4, "softmax_diff")  # no token ever runs the layers beyond, which so are owed nothing
+    assert decoder_layer_flops(np.array([4]), static, CONFIG, source).tolist() == [4 * layer]
+    together = CALM(L, "softmax_diff", 2, all_or_none=True)  # the deeper layers run later
+    assert decoder_layer_flops(np.array([2, L]), together, CONFIG, source).tolist() == [L * layer] * 2
