@@ -35,17 +35,11 @@ from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.exits.traffic import bytes_per_token
 from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.report.plots import confidence_against_vocabulary, time_against_depth
-from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.config import SHAPES
 from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.model import init_params
 from experiments import peers
 
-SHAPES = {
-    "t5-small": T5Config(d_model=512, d_ff=2048, num_heads=8, num_layers=6, num_decoder_layers=6),
-    "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
-    "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
-    "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
-}
 METHODS = ("full", "static", "calm", "dvp")
 SPREAD = 0
 """As a depth: exits spread evenly over all candidate depths, drawn token by token."""

@@ -38,7 +38,8 @@ from dvp_jax.files import own_workdir, write_json
 from dvp_jax.provenance import versions
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import vocabulary_scaling
-from experiments.benchmark import SHAPES, Run, grid, measure
+from dvp_jax.t5.config import SHAPES
+from experiments.benchmark import Run, grid, measure
 
 METHODS = ("static", "calm", "dvp")
 TIMING_FLAGS = ("shape", "dtype", "batch", "prune_size", "source_length", "new_tokens", "rounds")

@@ -22,16 +22,11 @@ from dvp_jax import launch
 from dvp_jax.analysis.collectives import least, most, per_token
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.generate import Encoded, lower_decode
-from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.config import SHAPES, T5Config
 from dvp_jax.t5.convert import parameter_targets
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import check_mesh, make_mesh
 
-SHAPES = {
-    "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
-    "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
-    "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
-}
 METHODS = ("full", "calm", "dvp")
 
 _SHAPE = flags.DEFINE_enum("shape", "t5-11b", list(SHAPES), "Shape of the model.")

@@ -154,3 +154,13 @@ def _scales(model_type: str, fields: dict[str, Any]) -> bool:
     config.json cannot be asked: `transformers` 5 writes `true` into all of them.
     """
     return model_type != "mt5" and fields.get("tie_word_embeddings") is not False
+
+
+SHAPES = {
+    "t5-small": T5Config(d_model=512, d_ff=2048, num_heads=8, num_layers=6, num_decoder_layers=6),
+    "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
+    "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
+    "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
+    "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
+}
+"""Those of published checkpoints."""
