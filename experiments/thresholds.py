@@ -11,7 +11,8 @@ found for a task, beside the full model, and on another set where its path is ch
     python -m experiments.evaluate --config=experiments/configs/found.py:runs/thresholds/thresholds.json,squad \
         --workdir=runs/found
 
-Takes any config of experiments.evaluate. Seen: TIME.
+Takes any config of experiments.evaluate. Seen: 53 seconds on two CPU
+cores.
 """
 
 from __future__ import annotations
