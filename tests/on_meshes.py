@@ -5,7 +5,8 @@ python -m tests.on_meshes CHECKPOINT RESULTS [all]
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+if __name__ == "__main__":  # not where a test reads the settings below: its subprocesses would have 8 devices too
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import contextlib
 import dataclasses
