@@ -6,6 +6,7 @@ A process that fails or dies stops the others, each with a message.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import dataclasses
 import itertools
@@ -32,7 +33,8 @@ _FOREVER_MS = 365 * 24 * 3600 * 1000
 _FAILED = "dvp_jax/failed"
 
 _barriers = itertools.count()
-_joined, _left = threading.Event(), threading.Event()
+_joined = threading.Event()
+_ending = threading.Lock()  # of the thread that says how this process ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,14 +170,22 @@ def _watch(call: Callable[[], str | None]) -> None:
             "stays: start all processes again to go on"
         )
         time.sleep(_TELLING_S / 2)  # so that this comes after what JAX writes
-    if not _left.is_set():
-        _left.set()
+    if _ending.acquire(blocking=False):
         print(f"\nerror: {cause}", file=sys.stderr)  # below a progress bar
         _exit()
 
 
+def _end() -> None:
+    """Goes on in the one thread that says how this process ends."""
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait()  # until `_watch` has ended the process
+
+
 def tell(error: BaseException) -> None:
-    """Tells the other processes why this one fails, unless it is because of them: then it ends here."""
+    """Tells the other processes why this one fails, unless it is because of them: then it ends here.
+
+    To be called before this process says so itself.
+    """
     if not _joined.is_set():
         return
     cause: BaseException | None = error
@@ -183,18 +193,19 @@ def tell(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
     if cause is not None:
         time.sleep(HEARTBEAT_TIMEOUT_S + 10)  # `_watch` tells which process died, if one did
+    _end()
     _announce(str(error))
 
 
 def _announce(cause: str) -> None:
     me = current()
-    _left.set()
-    _client().key_value_set(_FAILED, f"process {me.index} of {me.count} failed: {cause}", allow_overwrite=True)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # where process 0 is gone, nobody is left to be told
+        _client().key_value_set(_FAILED, f"process {me.index} of {me.count} failed: {cause}", allow_overwrite=True)
 
 
 def _fail() -> None:
     """Ends a process that has not called `leave`, without JAX's own leave-taking, which waits for the others."""
-    if not _left.is_set():
+    if _ending.acquire(blocking=False):
         _announce("see what it wrote")
     time.sleep(_TELLING_S)
     _exit()
@@ -213,6 +224,6 @@ def leave() -> None:
     if not _joined.is_set():
         return
     current().wait()
-    _left.set()
+    _end()
     atexit.unregister(_fail)
     jax.distributed.shutdown()

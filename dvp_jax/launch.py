@@ -41,12 +41,10 @@ def run(main: Callable[[], int | None], *, several: bool = False) -> None:
             hosts.leave()
             return status
         except Exception as error:
-            bad_input = isinstance(error, (ValueError, OSError, ImportError))
-            if bad_input and not debugging:
-                print(f"error: {error}", file=sys.stderr)
             hosts.tell(error)
-            if debugging or not bad_input:
+            if debugging or not isinstance(error, (ValueError, OSError, ImportError)):
                 raise
+            print(f"error: {error}", file=sys.stderr)
             return 1
 
     def parse(argv: list[str]) -> list[str]:
