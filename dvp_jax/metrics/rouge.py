@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rouge_score import rouge_scorer
-
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
@@ -20,6 +18,8 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
     Returns:
         {"rougeL", "rouge1", "rouge2", "rougeLsum"}.
     """
+    from rouge_score import rouge_scorer  # imports scikit-learn and pandas: as long as all that is imported else
+
     scorer = rouge_scorer.RougeScorer(_TYPES, use_stemmer=True)
     scores = [
         scorer.score(_SENTENCE_END.sub("\n", reference), _SENTENCE_END.sub("\n", prediction))

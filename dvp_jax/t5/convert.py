@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def hugging_face_name(path: ParameterPath, config: T5Config) -> str:
     return f"{prefix}.{_BLOCKS[name]}.{weight}.weight"
 
 
-def parameter_shapes(config: T5Config) -> dict[ParameterPath, tuple[int, ...]]:
+@functools.cache  # tracing takes seconds for a model of 24 layers
+def parameter_shapes(config: T5Config) -> Mapping[ParameterPath, tuple[int, ...]]:
     """Shape of every parameter of such a model."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
