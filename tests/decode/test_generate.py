@@ -19,7 +19,8 @@ from dvp_jax.t5.meta import MetaClassifier
 from tests.models import both
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
-prompts = st.lists(st.lists(st.integers(2, 210), min_size=1, max_size=30), min_size=1, max_size=5)
+# 3 or 4, which are decoded in one shape, with and without a row that is not active: draws share programs.
+prompts = st.lists(st.lists(st.integers(2, 210), min_size=1, max_size=30), min_size=3, max_size=4)
 
 
 def padded(rows, width=None, left=False):
@@ -80,7 +81,7 @@ def test_keeping_the_whole_vocabulary_equals_calm(rows, threshold, final_vocab):
     rows=prompts,
     cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE, WAIT, SHALLOW]),
     left=st.booleans(),
-    extra=st.integers(0, 40),
+    extra=st.sampled_from([0, 40]),
 )
 def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
     batch = run(rows, cfg, width=max(map(len, rows)) + extra, left=left)

@@ -47,7 +47,8 @@ def configs(tmp_path_factory):
     """Configs of an evaluation and of a sweep of a tiny random model."""
     folder = tmp_path_factory.mktemp("sweep")
     checkpoint = make_checkpoint(folder / "model", seed=1)
-    rows = [f"{i},{SENTENCES[i % 6]} {SENTENCES[i % 5]},dada dade" for i in range(24)]
+    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
+    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(24)]
     (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
     fields = {"model": str(checkpoint.folder), "data": str(folder / "test.csv")}
     for name, grid in (("evaluate", {}), ("sweep", GRID)):
