@@ -6,14 +6,16 @@
         --config.tasks.translation.target_path=test_2016_flickr.de --slots=4,16
 
 For every method of the config and number of rows B: tokens a second, encoder included, of batches of B sorted by
-source length and of the engine with B slots, in turn, medians of --rounds; how many texts are the same; and how
-many layers a step runs, those of its deepest row, beside the mean exit. Writes throughput.json; prints a table.
+source length and of the engine with B slots and the sources in each of --orders, in turn, medians of --rounds; how
+many texts are the same; and how many layers a step runs, those of its deepest row, beside the mean exit. Writes
+throughput.json; prints a table.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,6 +37,12 @@ from dvp_jax.t5.load import Model
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where throughput.json goes.", required=True)
 _SLOTS = flags.DEFINE_list("slots", "16", "Numbers of rows decoded together, to compare.")
+_ORDERS = flags.DEFINE_multi_enum(
+    "orders",
+    ["given"],
+    ["given", "source_length", "text_length", "mean_exit"],
+    "Orders in which the engine gets the sources; the last two as who knew the texts beforehand would sort them.",
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
 
 Ids = Int[np.ndarray, "sources length"]
@@ -66,46 +74,66 @@ def refilled_slots(
     return [(text.tokens, text.exit_layers) for text in engine.texts(unpad_rows(ids, mask))], engine.work
 
 
-WAYS = {"fixed": fixed_batches, "engine": refilled_slots}
+def sort(order: str, mask: Mask, texts: Texts) -> Int[np.ndarray, " sources"]:
+    """Where each place of an order finds its source, given the texts to come."""
+    keys = {
+        "given": range(len(mask)),
+        "source_length": mask.sum(axis=1),
+        "text_length": [len(tokens) for tokens, _ in texts],
+        "mean_exit": [np.mean(exits) for _, exits in texts],
+    }
+    return np.argsort(np.asarray(keys[order]), kind="stable")
 
 
-def measure(model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int, rounds: int) -> dict[str, Any]:
-    """Both ways in turn, on sources sorted by length."""
-    order = np.argsort(mask.sum(axis=1), kind="stable")
-    some = order[::8]
-    some = some[(len(some) - len(order)) % rows :]  # whose last batch is as short as that of all
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for way in WAYS.values():  # compiles
+def measure(
+    model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int, orders: Sequence[str], rounds: int
+) -> list[dict[str, Any]]:
+    """Fixed batches by source length, then the engine with the sources in each order, in turn."""
+    by_length = sort("source_length", mask, [])
+    some = by_length[::8]
+    some = some[(len(some) - len(ids)) % rows :]  # whose last batch is as short as that of all
+    for way in (fixed_batches, refilled_slots):  # compiles
         way(model, cfg, ids[some], mask[some], rows)
+    seconds: dict[str, list[float]] = {name: [] for name in ("fixed", *orders)}
+    found: dict[str, tuple[Texts, dict[str, float]]] = {}
+    texts: Texts = []
     for _ in tqdm(range(rounds), desc=f"{cfg.method}, {rows} rows", unit="round"):
-        found = {}
-        for name, way in WAYS.items():
+        for name, times in seconds.items():
+            order = by_length if name == "fixed" else sort(name, mask, texts)
+            way = fixed_batches if name == "fixed" else refilled_slots
             start = time.perf_counter()
-            found[name] = way(model, cfg, ids[order], mask[order], rows)
-            seconds[name].append(time.perf_counter() - start)
-    (texts, _), (others, _) = found.values()
-    row: dict[str, Any] = {"rows": rows, "same": sum(map(lambda a, b: a == b, texts, others)), "texts": len(texts)}
-    row["mean_exit"] = float(np.mean(np.concatenate([exits for _, exits in others])))
-    for name, (_, work) in found.items():
-        row[name] = {
-            "tokens_per_s": work["tokens"] / statistics.median(seconds[name]),
+            sorted_texts, work = way(model, cfg, ids[order], mask[order], rows)
+            times.append(time.perf_counter() - start)
+            found[name] = [sorted_texts[place] for place in np.argsort(order)], work
+            texts = found["fixed"][0]
+    speeds = {name: work["tokens"] / statistics.median(seconds[name]) for name, (_, work) in found.items()}
+    return [
+        {
+            "rows": rows,
+            "way": name,
+            "seconds": seconds[name],
+            "tokens_per_s": speeds[name],
+            "speed_up": speeds[name] / speeds["fixed"],
+            "same": sum(map(lambda a, b: a == b, others, texts)),
+            "texts": len(texts),
             "rows_per_step": work["tokens"] / work["steps"],
             "layers_per_step": work["layers"] / work["steps"],
-            "seconds": seconds[name],
+            "mean_exit": float(np.mean(np.concatenate([exits for _, exits in others]))),
         }
-    return {**row, "speed_up": row["engine"]["tokens_per_s"] / row["fixed"]["tokens_per_s"]}
+        for name, (others, work) in found.items()
+    ]
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """The rows, as Markdown."""
-    head = ["task, method", "B", "fixed, tokens/s", "engine, tokens/s", "speed-up", "the same", "mean exit"]
-    head += [f"{what} a step, {name}" for what in ("rows", "layers") for name in WAYS]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    head = ["task, method", "B", "way", "tokens/s", "of fixed batches", "the same"]
+    head += ["rows a step", "layers a step", "mean exit"]
+    lines = ["| " + " | ".join(head) + " |", "| --- | ---: | --- |" + " ---: |" * (len(head) - 3)]
     for row in found:
-        cells = [f"{row['task']}, {row['name']}", str(row["rows"])]
-        cells += [f"{row[name]['tokens_per_s']:.0f}" for name in WAYS]
-        cells += [f"{row['speed_up']:.2f}x", f"{row['same']} of {row['texts']}", f"{row['mean_exit']:.2f}"]
-        cells += [f"{row[name][f'{what}_per_step']:.2f}" for what in ("rows", "layers") for name in WAYS]
+        way = "fixed batches" if row["way"] == "fixed" else f"engine, {row['way']}"
+        cells = [f"{row['task']}, {row['name']}", str(row["rows"]), way, f"{row['tokens_per_s']:.0f}"]
+        cells += [f"{row['speed_up']:.2f}x", f"{row['same']} of {row['texts']}"]
+        cells += [f"{row[key]:.2f}" for key in ("rows_per_step", "layers_per_step", "mean_exit")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -120,8 +148,8 @@ def main() -> None:
             ids, mask = tokenize(setup.model, prompts, task.max_source_length)
             for rows in map(int, _SLOTS.value):
                 for name, cfg in methods.items():
-                    row = measure(setup.model, cfg, ids, mask, rows, _ROUNDS.value)
-                    found.append({"task": task.name, "name": name, **row})
+                    ways = measure(setup.model, cfg, ids, mask, rows, _ORDERS.value, _ROUNDS.value)
+                    found += [{"task": task.name, "name": name, **way} for way in ways]
         write_json(setup.workdir / "throughput.json", {"rows": found, **setup.made_by})
         print(table(found))
 

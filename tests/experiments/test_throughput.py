@@ -1,0 +1,87 @@
+"""Refilled slots beside fixed batches, as a user compares them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.throughput import sort
+from tests.experiments.test_launchers import NUM_LAYERS, SENTENCES, launch, make_checkpoint
+
+CONFIG = """
+from experiments.configs.common import evaluation
+
+def get_config():
+    config = evaluation(
+        model={model!r},
+        tasks={{"samsum": {{"path": {data!r}, "max_new_tokens": 12}}}},
+        threshold=0.5,
+        prune_sizes=(16,),
+    )
+    del config.methods.calm
+    return config
+"""
+WAYS = ["fixed", "given", "source_length", "text_length", "mean_exit"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """What the launcher wrote and printed, with one row and with three, of the sources in every order."""
+    folder = tmp_path_factory.mktemp("throughput")
+    checkpoint = make_checkpoint(folder / "model", seed=1)
+    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
+    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(11)]
+    (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
+    (folder / "config.py").write_text(CONFIG.format(model=str(checkpoint.folder), data=str(folder / "test.csv")))
+    orders = [f"--orders={name}" for name in WAYS[1:]]
+    run = launch(
+        "throughput",
+        f"--config={folder / 'config.py'}",
+        f"--workdir={folder / 'run'}",
+        "--slots=1,3",
+        "--rounds=1",
+        *orders,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads((folder / "run" / "throughput.json").read_text())["rows"], run.stdout
+
+
+def test_every_method_number_of_rows_and_way_is_compared_on_the_same_texts(done):
+    rows, printed = done
+    found = [(row["name"], row["rows"], row["way"]) for row in rows]
+    assert sorted(found) == sorted(
+        (name, size, way) for name in ("full", "dvp_16") for size in (1, 3) for way in WAYS
+    )
+    assert all(row["same"] == row["texts"] == 11 for row in rows)
+    assert len(printed.splitlines()) == 2 + len(rows)
+
+
+def test_a_step_runs_the_layers_of_its_deepest_row(done):
+    rows, _ = done
+    for row in rows:
+        layers = row["layers_per_step"]
+        if row["name"] == "full":
+            assert layers == row["mean_exit"] == NUM_LAYERS
+        elif row["rows"] == 1:
+            assert math.isclose(layers, row["mean_exit"])
+            assert layers < NUM_LAYERS, "else nothing is shown"
+        else:
+            assert row["mean_exit"] < layers <= NUM_LAYERS
+        assert row["rows_per_step"] == 1 if row["rows"] == 1 else 1 < row["rows_per_step"] <= 3
+
+
+def test_speed_up_is_against_fixed_batches_of_the_same_rows(done):
+    rows, _ = done
+    fixed = {(row["name"], row["rows"]): row["tokens_per_s"] for row in rows if row["way"] == "fixed"}
+    for row in rows:
+        assert math.isclose(row["speed_up"], row["tokens_per_s"] / fixed[row["name"], row["rows"]])
+
+
+def test_orders():
+    mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0]], bool)
+    texts = [([5], [2]), ([5, 6, 1], [1, 1, 1]), ([5, 1], [4, 2])]
+    assert sort("given", mask, texts).tolist() == [0, 1, 2]
+    assert sort("source_length", mask, texts).tolist() == [1, 2, 0]
+    assert sort("text_length", mask, texts).tolist() == [0, 2, 1]
+    assert sort("mean_exit", mask, texts).tolist() == [1, 0, 2]
