@@ -69,17 +69,18 @@ def fixed_batches(
 def refilled_slots(
     model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int
 ) -> tuple[Texts, dict[str, float]]:
-    """Decodes the sources through an engine."""
+    """Decodes the sources through an engine, in their order."""
     engine = Engine(model, cfg, slots=rows)
-    return [(text.tokens, text.exit_layers) for text in engine.texts(unpad_rows(ids, mask))], engine.work
+    outputs = [result.output for result in engine.run(unpad_rows(ids, mask), in_order=True)]
+    return [(text.tokens, text.exit_layers) for text in outputs if text is not None], engine.work
 
 
 def sort(order: str, mask: Mask, texts: Texts) -> Int[np.ndarray, " sources"]:
-    """Where each place of an order finds its source, given the texts to come."""
+    """Where each place of an order finds its source, given the texts to come; of lengths the longest first."""
     keys = {
         "given": range(len(mask)),
-        "source_length": mask.sum(axis=1),
-        "text_length": [len(tokens) for tokens, _ in texts],
+        "source_length": -mask.sum(axis=1),
+        "text_length": [-len(tokens) for tokens, _ in texts],
         "mean_exit": [np.mean(exits) for _, exits in texts],
     }
     return np.argsort(np.asarray(keys[order]), kind="stable")
@@ -89,7 +90,7 @@ def measure(
     model: Model, cfg: DecodeConfig, ids: Ids, mask: Mask, rows: int, orders: Sequence[str], rounds: int
 ) -> list[dict[str, Any]]:
     """Fixed batches by source length, then the engine with the sources in each order, in turn."""
-    by_length = sort("source_length", mask, [])
+    by_length = np.argsort(mask.sum(axis=1), kind="stable")
     some = by_length[::8]
     some = some[(len(some) - len(ids)) % rows :]  # whose last batch is as short as that of all
     for way in (fixed_batches, refilled_slots):  # compiles

@@ -158,11 +158,15 @@ def test_more_texts_than_slots_are_generated_as_in_one_batch():
         dvp_jax.generate_text(lettered(), prompts, DVP, slots=0)
 
 
-def test_texts_that_must_all_be_good_raise_the_error_of_one_that_is_not():
+def test_texts_come_in_the_order_of_requests_that_must_all_be_good():
     engine = Engine(MODEL_OF, CALM, slots=2)
-    assert_alone(engine.texts([[5], [6], [7]])[2], [7], CALM)
+    requests = [[5], LONG, [6, 9, 4], [7, 8]]  # which are not decoded in this order
+    for output, request in zip(engine.texts(requests), requests, strict=True):
+        assert_alone(output, request, CALM)
+    tokens = engine.work["tokens"]
     with pytest.raises(ValueError, match="at least one token id"):
         engine.texts([[5], []])
+    assert engine.work["tokens"] == tokens, "nothing is decoded"
 
 
 def test_work_counts_steps_tokens_and_the_layers_of_each_steps_deepest_row():

@@ -82,6 +82,6 @@ def test_orders():
     mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0]], bool)
     texts = [([5], [2]), ([5, 6, 1], [1, 1, 1]), ([5, 1], [4, 2])]
     assert sort("given", mask, texts).tolist() == [0, 1, 2]
-    assert sort("source_length", mask, texts).tolist() == [1, 2, 0]
-    assert sort("text_length", mask, texts).tolist() == [0, 2, 1]
+    assert sort("source_length", mask, texts).tolist() == [0, 2, 1]
+    assert sort("text_length", mask, texts).tolist() == [1, 2, 0]
     assert sort("mean_exit", mask, texts).tolist() == [1, 0, 2]
