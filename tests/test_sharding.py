@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import dvp_jax
 from dvp_jax.analysis.collectives import least, most, per_token
+from dvp_jax.t5.sharding import make_mesh
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
 from tests.reference import reference_decode
@@ -171,9 +173,17 @@ def test_training_goes_on_on_another_mesh(found):
         ("devices", "mesh is (4, 4), 16 devices; allowed: at most the 8 here"),
         ("numbers", "mesh is (4,); allowed: two integers of at least 1, the sizes of data and model"),
         ("screen", "screen is 'int8'; allowed on a mesh: auto, none"),
-        ("batch", "batch_size is 6; allowed on this mesh: multiples of 4, accumulation times the data axis"),
+        ("batch", "batch_size is 6; allowed: multiples of 4, accumulation 1 times 4 devices along data"),
         ("adafactor", "this mesh adds 1 to the 41; allowed: adamw, or a model axis that divides them"),
     ],
 )
 def test_what_does_not_fit_a_mesh_is_refused(found, case, message):
     assert message in found["refused"][case]
+
+
+def test_several_processes_must_train_on_all_their_devices(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    message = "mesh is (1, 2), 2 devices; allowed: all 4 of 2 processes"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_mesh((1, 2), all_processes=True)

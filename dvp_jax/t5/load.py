@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -34,7 +33,7 @@ from dvp_jax.t5.convert import (
     write_meta,
 )
 from dvp_jax.t5.model import Params, unembedding
-from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place
+from dvp_jax.t5.sharding import check_mesh, gathered, pad_vocabulary, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +66,7 @@ class Model:
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         }
         for name, value in sorted(leaves.items()):
-            array = np.asarray(value)
+            array = gathered(value)
             hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             hashed.update(array.tobytes())
         return hashed.hexdigest()

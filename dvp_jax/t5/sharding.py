@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey, KeyPath
 from jaxtyping import PyTree
@@ -49,22 +51,34 @@ PARAMETER_AXES = {
 Tree = TypeVar("Tree")
 
 
-def make_mesh(sizes: Sequence[int] | None) -> Mesh | None:
+def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Mesh | None:
     """The mesh of a launcher's setting.
 
     Args:
         sizes: of the axes "data" and "model"; None for no mesh.
+        all_processes: over the devices of all of them, which several processes must take all, by themselves as
+            the axis "data"; else over this process's own.
 
     Raises:
-        ValueError: not two sizes of at least 1, or more devices than there are.
+        ValueError: not two sizes of at least 1, more devices than there are, or fewer than all those of
+            several processes.
     """
+    several = all_processes and jax.process_count() > 1
+    devices = jax.devices() if all_processes else jax.local_devices()
+    if sizes is None and several:
+        sizes = len(devices), 1
     if sizes is None:
         return None
-    sizes, devices = tuple(sizes), jax.devices()
+    sizes = tuple(sizes)
     if len(sizes) != 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"mesh is {sizes}; allowed: two integers of at least 1, the sizes of data and model")
     if math.prod(sizes) > len(devices):
         raise ValueError(f"mesh is {sizes}, {math.prod(sizes)} devices; allowed: at most the {len(devices)} here")
+    if several and math.prod(sizes) < len(devices):
+        raise ValueError(
+            f"mesh is {sizes}, {math.prod(sizes)} devices; allowed: all {len(devices)} of {jax.process_count()} "
+            "processes"
+        )
     return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 2, devices=devices[: math.prod(sizes)])
 
 
@@ -112,7 +126,22 @@ def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
 
 def place(mesh: Mesh | None, tree: Tree) -> Tree:
     """Parameters, or a state that holds trees of them, in their shards; without a mesh as they are."""
-    return tree if mesh is None else jax.device_put(tree, shardings(mesh, tree))
+    return tree if mesh is None else jax.tree.map(_put, tree, shardings(mesh, tree))
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that each process holds whole, each device's part onto it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def gathered(x: jax.Array) -> np.ndarray:
+    """All of an array in this process's memory; where others hold parts of it, all of them must ask."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def rows_over(mesh: Mesh | None, rows: int) -> int:
@@ -125,4 +154,5 @@ def place_rows(mesh: Mesh | None, tree: Any) -> Any:
     """Arrays of a batch on the devices, their rows cut along the data axis, which divides them."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: _put(x, rows), tree)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from dvp_jax import hosts
 from dvp_jax.data import make_task
@@ -13,7 +16,7 @@ from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.provenance import code_fingerprint, versions
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
-from dvp_jax.t5.sharding import make_mesh
+from dvp_jax.t5.sharding import gathered, make_mesh
 from dvp_jax.train.batches import batches_of
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from dvp_jax.train.trainer import check_batch, make_train_config, read_metrics, train
@@ -27,7 +30,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
             `T5Config`) and "tokenizer" (a folder, or None to train one of shape.vocab_size pieces on the
             training texts); "tasks" and "validation_tasks" are lists of tasks as in evaluation; "limit" and
             "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`; "mesh" is the
-            sizes of the axes "data" and "model" of a mesh of devices, or None.
+            sizes of the axes "data" and "model" of a mesh of devices, or None: one device, or of several
+            processes all of theirs along "data".
         workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
         resume: go on from the latest checkpoint in the workdir.
 
@@ -58,7 +62,7 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
     validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
 
-    mesh = make_mesh(config.get("mesh"))
+    mesh = make_mesh(config.get("mesh"), all_processes=True)
     if config["model"]:
         model = load_model(config["model"], progress=True, mesh=mesh)
     else:
@@ -80,6 +84,7 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     if me.first:
         write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
     best = train(model, batches, validation, cfg, workdir, resume=resume)
+    best = dataclasses.replace(best, params=jax.tree.map(gathered, best.params))
     if me.first:
         _export(best, workdir)
     return workdir / "model"

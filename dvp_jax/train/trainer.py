@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -231,37 +229,6 @@ def train_step(
     return TrainState(state.step + 1, params, optimizer), StepMetrics(loss, optax.global_norm(gradient))
 
 
-def data_mesh(cfg: TrainConfig) -> Mesh | None:
-    """One axis "data" over the devices of all processes; None where there is one process.
-
-    Raises:
-        ValueError: the devices do not divide the rows that they take at a time.
-    """
-    if hosts.current().count == 1:
-        return None
-    devices = jax.devices()
-    rows = cfg.batch_size // cfg.accumulation
-    if rows % len(devices):
-        raise ValueError(
-            f"batch_size is {cfg.batch_size} in {cfg.accumulation} parts; allowed: parts of a multiple of "
-            f"{len(devices)}, the devices of all processes"
-        )
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-
-
-def _put(tree: Any, mesh: Mesh | None, *axes: str) -> Any:
-    """Arrays that every process holds whole, onto the mesh: split along `axes`, else copied."""
-    if mesh is None:
-        return tree
-    sharding = NamedSharding(mesh, PartitionSpec(*axes))
-
-    def put(x: Any) -> Array:
-        whole = np.asarray(x)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-    return jax.tree.map(put, tree)
-
-
 @partial(jax.jit, static_argnums=0)
 def _validation_sums(config: T5Config, params: Params, batch: Batch) -> DepthSums:
     return depth_sums(config, params, batch, tuple(range(1, config.num_decoder_layers + 1)))
@@ -297,8 +264,8 @@ def train(
     """Trains, with checkpoints, validation and a log, and returns the best model.
 
     A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. A model
-    on a mesh is trained there, its optimiser's state beside its parameters. Several processes split each batch
-    over all their devices; process 0 writes the log, all of them the checkpoints.
+    on a mesh is trained there, its optimiser's state beside its parameters. Of several processes, which share a
+    mesh of all their devices, process 0 writes the log, all of them the checkpoints.
 
     Args:
         model: where to start.
@@ -311,7 +278,7 @@ def train(
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
         ValueError: the checkpoint's arrays are not those of this run, or the loss is no longer finite; the
-            checkpoints before stay. Or the model's mesh, or the devices of several processes, do not fit cfg.
+            checkpoints before stay. Or the model's mesh does not fit cfg.
         OSError: a checkpoint or the log could not be written; the checkpoints before stay.
     """
     weights = cfg.depth_weights(model.config.num_decoder_layers)
@@ -319,9 +286,7 @@ def train(
     config = model.config
     if cfg.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=cfg.dropout_rate)
-    mesh = data_mesh(cfg) if model.mesh is None else None  # whose batches are on it already
-    context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
-    with context, Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
         taken = checkpoints.steps()
         if taken and not resume:
             raise FileExistsError(
@@ -334,9 +299,7 @@ def train(
         init = cfg.make_optimizer().init
         if model.mesh is not None:
             init = jax.jit(init, out_shardings=shardings(model.mesh, jax.eval_shape(init, params)))
-            state = TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
-        else:
-            state = _put(TrainState(jnp.int32(0), params, init(params)), mesh)
+        state = TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
         if taken:
             state = checkpoints.restore(taken[-1], state)
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
@@ -345,7 +308,7 @@ def train(
         start = int(state.step)
         bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training", unit="step")
         for step in bar:
-            state, metrics = train_step(config, cfg, state, _put(train_batches.at(step - 1), mesh, "data"))
+            state, metrics = train_step(config, cfg, state, train_batches.at(step - 1))
             unchecked.append((step, metrics))
             checkpoint = step % cfg.checkpoint_every == 0 or step == cfg.steps
             if checkpoint or step % cfg.log_every == 0:
@@ -356,8 +319,7 @@ def train(
             if checkpoint:
                 loss = None
                 if validation_batches is not None:
-                    batches = (_put(batch, mesh, "data") for batch in validation_batches.once())
-                    by_depth = validate(config, state.params, batches)
+                    by_depth = validate(config, state.params, validation_batches.once())
                     loss = sum(weight * by_depth["loss"][depth - 1] for depth, weight in weights.items())
                     if not math.isfinite(loss):
                         raise ValueError(f"step {step}: the validation loss is {loss}; {_STOPPED}")
@@ -377,11 +339,11 @@ def check_batch(model: Model, cfg: TrainConfig) -> None:
     Raises:
         ValueError: batch_size or the optimiser.
     """
-    parts = cfg.accumulation * rows_over(model.mesh, 1)
-    if cfg.batch_size % parts:
+    devices = rows_over(model.mesh, 1)
+    if cfg.batch_size % (cfg.accumulation * devices):
         raise ValueError(
-            f"batch_size is {cfg.batch_size}; allowed on this mesh: multiples of {parts}, accumulation times the "
-            "data axis"
+            f"batch_size is {cfg.batch_size}; allowed: multiples of {cfg.accumulation * devices}, accumulation "
+            f"{cfg.accumulation} times {devices} devices along data"
         )
     if cfg.optimizer == "adafactor" and model.config.vocab_padding:
         raise ValueError(

@@ -34,6 +34,7 @@ def get_config(folder):
         "batch_size": 1,
         "limit": config_dict.placeholder(int),
         "explore": 3,
+        "mesh": config_dict.placeholder(tuple),
     })
 """
 OTHER_VERSION = """
@@ -101,6 +102,17 @@ def test_two_processes_write_what_one_writes(folder, alone, tmp_path):
     assert second.stdout == ""
 
 
+def test_each_process_decodes_on_a_mesh_of_its_own_devices(folder, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    runs = end(begin([command(folder, tmp_path / "run", "--config.mesh=1,2")] * 2))
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
+    found, expected = (
+        {(line["name"], line["id"]): (line["tokens"], line["exit_layers"]) for line in read_lines(path)}
+        for path in (tmp_path / "run" / "predictions.jsonl", alone / "predictions.jsonl")
+    )
+    assert found == expected
+
+
 def test_a_process_with_another_version_and_config_is_refused_with_both_values(folder, tmp_path):
     other = ["-c", OTHER_VERSION, *command(folder, tmp_path / "run", "--config.batch_size=3")[2:]]
     began = time.monotonic()
@@ -113,6 +125,7 @@ def test_a_process_with_another_version_and_config_is_refused_with_both_values(f
         assert "config.batch_size is 3, not 1" in last_line(run)
         assert f"versions.dvp-jax is '9.8.7', not '{version}'" in last_line(run)
         assert "loading" not in run.stderr
+        assert run.stderr.count("error: ") == 1, "which of its threads says it"
     assert not list((tmp_path / "run").glob("*.json*"))
 
 

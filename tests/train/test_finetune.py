@@ -14,7 +14,6 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -22,9 +21,7 @@ import transformers
 from safetensors.numpy import load_file
 
 import dvp_jax
-from dvp_jax.hosts import Hosts
 from dvp_jax.t5.convert import parameter_shapes
-from dvp_jax.train import trainer
 from dvp_jax.train.finetune import finetune
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
@@ -261,9 +258,10 @@ def assert_same_training(found: Run, expected: Run) -> None:
         np.testing.assert_allclose(tensors[name], tensor, atol=1e-4, err_msg=name)
 
 
-def test_two_processes_train_as_one_does_and_one_goes_on_from_them(data, trained):
-    workdir = data / "runs" / "several"
-    runs = run_several(data, workdir, 2)
+@pytest.mark.parametrize("mesh", [[], ["--config.mesh=1,2"]], ids=["rows divided", "model divided"])
+def test_two_processes_train_as_one_does_and_one_goes_on_from_them(data, trained, tmp_path, mesh):
+    workdir = tmp_path / "several"
+    runs = run_several(data, workdir, 2, *mesh)
     assert [run.status for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
     assert_same_training(runs[0], trained)
     assert {path.name for path in workdir.iterdir()} == {path.name for path in trained.workdir.iterdir()}
@@ -274,12 +272,12 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_them(data, trained
     assert_same_training(run, trained)
 
 
-def test_devices_of_several_processes_that_do_not_divide_a_batch_are_refused(monkeypatch):
-    monkeypatch.setattr(trainer.hosts, "current", lambda: Hosts(0, 3))
-    monkeypatch.setattr(jax, "devices", lambda: [None] * 3)
-    message = "^batch_size is 8 in 2 parts; allowed: parts of a multiple of 3, the devices of all processes$"
-    with pytest.raises(ValueError, match=message):
-        trainer.data_mesh(trainer.TrainConfig(steps=1, batch_size=8, accumulation=2))
+def test_devices_of_several_processes_that_do_not_divide_a_batch_are_refused(data, tmp_path):
+    runs = run_several(data, tmp_path / "run", 2, "--config.train.batch_size=3")
+    for run in runs:
+        assert run.status == 1
+        assert "batch_size is 3; allowed: multiples of 2, accumulation 1 times 2 devices along data" in run.stderr
+        assert "training" not in run.stderr
 
 
 @pytest.mark.slow
