@@ -1,8 +1,8 @@
 """Which confidence measure? All of them, with calm, dvp and shallow_deep, between full and oracle. Multi30k.
 
 Not a table of the paper, which has `softmax_diff` alone. No one threshold suits all measures, hence so many. Seen:
-the README's picture, on the first 100 sentences (--config.limit=100 --config.explore=0). `meta` asks a classifier that
-is trained first:
+the README's picture, on the first 100 sentences (--config.limit=100 --config.explore=0). `meta` asks a classifier
+that is trained first:
 
     python -m experiments.finetune_meta --config=experiments/configs/finetune_multi30k.py --workdir=runs/meta \
         --config.model=CHECKPOINT [the training data, as that config says]
