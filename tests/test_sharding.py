@@ -14,11 +14,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import dvp_jax
+from dvp_jax import hosts
 from dvp_jax.analysis.collectives import least, most, per_token
 from dvp_jax.t5.sharding import make_mesh
+from dvp_jax.train.trainer import TrainConfig, check_batch
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
 from tests.reference import reference_decode
+from tests.train.helpers import tiny_model
 
 TIE = 1e-3  # as in tests/decode/test_reference.py
 CLASSIFIER = np.random.default_rng(0).normal(size=32).astype(np.float32), np.float32(0.3)
@@ -179,6 +182,13 @@ def test_training_goes_on_on_another_mesh(found):
 )
 def test_what_does_not_fit_a_mesh_is_refused(found, case, message):
     assert message in found["refused"][case]
+
+
+def test_several_processes_without_a_mesh_are_refused(monkeypatch):
+    monkeypatch.setattr(hosts, "current", lambda: hosts.Hosts(0, 2))
+    message = "model.mesh is None; allowed with 2 processes: a mesh of all their devices"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_batch(tiny_model(), TrainConfig(steps=1, batch_size=8))
 
 
 def test_several_processes_must_train_on_all_their_devices(monkeypatch):

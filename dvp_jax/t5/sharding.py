@@ -137,11 +137,11 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def gathered(x: jax.Array) -> np.ndarray:
+def gathered(x: jax.Array | np.ndarray) -> np.ndarray:
     """All of an array in this process's memory; where others hold parts of it, all of them must ask."""
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def rows_over(mesh: Mesh | None, rows: int) -> int:

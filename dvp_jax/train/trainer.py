@@ -337,8 +337,10 @@ def check_batch(model: Model, cfg: TrainConfig) -> None:
     """Refuses to train on the model's mesh what would not fit, or not come out as on one device.
 
     Raises:
-        ValueError: batch_size or the optimiser.
+        ValueError: batch_size or the optimiser; or several processes without a mesh.
     """
+    if model.mesh is None and (count := hosts.current().count) > 1:
+        raise ValueError(f"model.mesh is None; allowed with {count} processes: a mesh of all their devices")
     devices = rows_over(model.mesh, 1)
     if cfg.batch_size % (cfg.accumulation * devices):
         raise ValueError(

@@ -69,7 +69,7 @@ def with_classifier(model):
     return model, (torch.from_numpy(weight), 0.3)
 
 
-@settings(max_examples=45)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_tokens_and_exits_equal_the_reference(data):
     fields = data.draw(decode_settings())

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.throughput import sort
+from dvp_jax.analysis.throughput import sort
 from tests.experiments.test_launchers import NUM_LAYERS, SENTENCES, launch, make_checkpoint
 
 CONFIG = """

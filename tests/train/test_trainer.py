@@ -669,6 +669,7 @@ def resume_after_kills(folder, kills: int, seed: int) -> int:
     return hits
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(tmp_path):
     resume_after_kills(tmp_path, 3, seed=0)
 
