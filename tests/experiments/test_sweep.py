@@ -32,7 +32,7 @@ def get_config():
         threshold=0.5,
         prune_sizes=(16, 64),
     )
-    return sweep(config, {grid}) if {grid} else config
+    {ending}
 """
 GRID = {
     "full": {},
@@ -42,18 +42,23 @@ GRID = {
 TIMES = re.compile(r"ms_per|speed_up|_s$|^time$|^git_revision$")
 
 
+def write_configs(folder: Path, count: int, **endings: str) -> Path:
+    """A tiny random model, so many examples, and for each name a config of both that ends as given."""
+    checkpoint = make_checkpoint(folder / "model", seed=1)
+    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
+    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(count)]
+    (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
+    fields = {"model": str(checkpoint.folder), "data": str(folder / "test.csv")}
+    for name, ending in endings.items():
+        (folder / f"{name}.py").write_text(CONFIG.format(ending=ending, **fields))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     """Configs of an evaluation and of a sweep of a tiny random model."""
     folder = tmp_path_factory.mktemp("sweep")
-    checkpoint = make_checkpoint(folder / "model", seed=1)
-    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
-    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(24)]
-    (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
-    fields = {"model": str(checkpoint.folder), "data": str(folder / "test.csv")}
-    for name, grid in (("evaluate", {}), ("sweep", GRID)):
-        (folder / f"{name}.py").write_text(CONFIG.format(grid=grid, **fields))
-    return folder
+    return write_configs(folder, 24, evaluate="return config", sweep=f"return sweep(config, {GRID})")
 
 
 def untimed(value):

@@ -7,21 +7,9 @@ import numpy as np
 import pytest
 
 from dvp_jax.analysis.throughput import sort
-from tests.experiments.test_launchers import NUM_LAYERS, SENTENCES, launch, make_checkpoint
+from tests.experiments.test_launchers import NUM_LAYERS, launch
+from tests.experiments.test_sweep import write_configs
 
-CONFIG = """
-from experiments.configs.common import evaluation
-
-def get_config():
-    config = evaluation(
-        model={model!r},
-        tasks={{"samsum": {{"path": {data!r}, "max_new_tokens": 12}}}},
-        threshold=0.5,
-        prune_sizes=(16,),
-    )
-    del config.methods.calm
-    return config
-"""
 WAYS = ["fixed", "given", "source_length", "text_length", "mean_exit"]
 
 
@@ -29,11 +17,7 @@ WAYS = ["fixed", "given", "source_length", "text_length", "mean_exit"]
 def done(tmp_path_factory):
     """What the launcher wrote and printed, with one row and with three, of the sources in every order."""
     folder = tmp_path_factory.mktemp("throughput")
-    checkpoint = make_checkpoint(folder / "model", seed=1)
-    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
-    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(11)]
-    (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
-    (folder / "config.py").write_text(CONFIG.format(model=str(checkpoint.folder), data=str(folder / "test.csv")))
+    write_configs(folder, 11, config="del config.methods.calm, config.methods.dvp_64; return config")
     orders = [f"--orders={name}" for name in WAYS[1:]]
     run = launch(
         "throughput",
