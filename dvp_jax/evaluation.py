@@ -59,8 +59,8 @@ def evaluate(
         methods: names and settings; the one whose method is "full", if any, is what the others' speed-up is over.
         batch_size: rows decoded together.
         limit: number of examples, from the first; None for all.
-        done: batches that need no decoding; takes those that did. Of several processes each decodes a part, and
-            returns the same.
+        done: batches that need no decoding; takes those that did. Of several processes each decodes a part, or
+            all decode together where the model is on a mesh of all their devices; each returns the same.
 
     Returns:
         Rows of results.json, one a method, and rows of predictions.jsonl, by method and example.
@@ -84,9 +84,9 @@ def evaluate(
     # One at a time there is nobody to make room for: each example is a unit of work of its own.
     unit = batch_size if batch_size == 1 else batch_size * _BATCHES
     batches = [sources[start : start + unit] for start in range(0, len(sources), unit)]
-    if len(batches) < done.hosts.count:
+    if len(batches) < done.hosts.parts:
         raise ValueError(
-            f"num_processes is {done.hosts.count}; allowed: at most {len(batches)}, the parts that {task.name} is "
+            f"num_processes is {done.hosts.parts}; allowed: at most {len(batches)}, the parts that {task.name} is "
             f"decoded in ({len(examples)} examples, batch_size {batch_size})"
         )
     left = {

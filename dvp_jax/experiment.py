@@ -24,7 +24,7 @@ from dvp_jax.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.report.evaluation import report_evaluation, report_sweep
 from dvp_jax.report.traces import trace_texts
 from dvp_jax.t5.load import Model, load_model
-from dvp_jax.t5.sharding import make_mesh
+from dvp_jax.t5.sharding import make_mesh, several_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ def set_up(
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
         made_by = provenance(config, model, tasks, seed)
         hosts.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
+        hosts = dataclasses.replace(hosts, together=several_processes(model.mesh))
         yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by, hosts)
 
 
@@ -86,8 +87,9 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
 
     An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
     code and device are the same. Of a sweep's config the ways are the cells of its grid: decoded in turn, a few
-    batches at a time, their times can be compared. Several processes decode a part of each task's batches each;
-    process 0 writes what comes of them.
+    batches at a time, their times can be compared. Several processes decode a part of each task's batches each, or
+    all of them together where the config's mesh is larger than one's own devices; process 0 writes what comes of
+    them.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -114,7 +116,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
             )
             rows += of_task[0]
             lines += of_task[1]
-            if setup.hosts.first:
+            if setup.hosts.first or setup.hosts.together:
                 traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
         if setup.hosts.first:
             write_json_lines(folder / "traces.jsonl", traces)
@@ -155,7 +157,8 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
 
     An interrupted sweep decodes again the cell that was running, and no other, as long as model, data, code,
     device and the cell's settings are the same; a grid that has grown decodes the new cells only. Several
-    processes decode a part of the cells each; process 0 writes what comes of them.
+    processes decode a part of the cells each, or all of them together as in `run_evaluation`; process 0 writes
+    what comes of them.
 
     Args:
         config: as `experiments/configs/common.py` makes it.
@@ -194,8 +197,8 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
     for cfg in methods[0].values():
         decode_policy(model, cfg)
     made_each = {**setup.made_by, "config": {**config, "methods": None, "sweep": None}}
-    if len(methods[0]) < setup.hosts.count:
-        raise ValueError(f"num_processes is {setup.hosts.count}; allowed: at most the cells, {len(methods[0])}")
+    if len(methods[0]) < setup.hosts.parts:
+        raise ValueError(f"num_processes is {setup.hosts.parts}; allowed: at most the cells, {len(methods[0])}")
     (setup.workdir / "cells").mkdir(exist_ok=True)
     keys = {name: _key({**made_each, "cell": config["methods"][name]}) for name in methods[0]}
     paths = {name: setup.workdir / "cells" / f"{name}.json" for name in methods[0]}
@@ -208,7 +211,9 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
     setup.hosts.wait()
     for name in tqdm(setup.hosts.part(missing), desc="sweep", unit="cell"):
         ways = [{name: of_task[name]} for of_task in methods]
-        write_json(paths[name], {**_decode_cell(model, tasks, ways, config), "key": keys[name]})
+        cell = _decode_cell(model, tasks, ways, config)
+        if setup.hosts.writes:
+            write_json(paths[name], {**cell, "key": keys[name]})
     setup.hosts.wait()
     cells = [cell for name in methods[0] if (cell := found(name)) is not None]
     if len(cells) < len(methods[0]):

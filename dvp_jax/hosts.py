@@ -34,6 +34,7 @@ _FAILED = "dvp_jax/failed"
 
 _barriers = itertools.count()
 _joined = threading.Event()
+_watching: list[threading.Thread] = []
 _ending = threading.Lock()  # of the thread that says how this process ends
 
 
@@ -44,19 +45,31 @@ class Hosts:
     Attributes:
         index: from 0 to count - 1; process 0 writes what belongs to all.
         count: of processes.
+        together: all do the same at once, on a mesh of all their devices; else each does a part.
     """
 
     index: int = 0
     count: int = 1
+    together: bool = False
 
     @property
     def first(self) -> bool:
         """Whether this is process 0."""
         return self.index == 0
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts the work is divided."""
+        return 1 if self.together else self.count
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes down what it did: of those that do the same process 0 alone."""
+        return self.first or not self.together
+
     def part(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every count-th item from the index-th on: each item is in the part of one process."""
-        return items[self.index :: self.count]
+        """Every count-th item from the index-th on: each item is in the part of one process; or all, together."""
+        return items if self.together else items[self.index :: self.count]
 
     def wait(self) -> None:
         """Waits until every process has called this as often as this one."""
@@ -157,13 +170,16 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
         lambda: client.blocking_key_value_get(_FAILED, _FOREVER_MS),
         lambda: client.wait_at_barrier(f"dvp_jax/watch/{me.index}", _FOREVER_MS),
     ):
-        threading.Thread(target=_watch, args=(call,), daemon=True).start()
+        _watching.append(threading.Thread(target=_watch, args=(call,), daemon=True))
+        _watching[-1].start()
 
 
 def _watch(call: Callable[[], str | None]) -> None:
     try:
         cause = call()
     except jax.errors.JaxRuntimeError as error:
+        if _ending.locked():
+            return  # this process has left, or another thread says how it ends
         found = re.search(r"Task (\d+)", str(error))  # without a name it is the connection that broke: process 0's
         cause = (
             f"process {found[1] if found else 0} of {current().count} died or cannot be reached; what was written "
@@ -227,3 +243,5 @@ def leave() -> None:
     _end()
     atexit.unregister(_fail)
     jax.distributed.shutdown()
+    for thread in _watching:
+        thread.join()  # one that still waits in JAX's client while Python ends would abort the process

@@ -18,9 +18,9 @@ class Predictions:
     """Finished batches, in memory, and in `workdir` where there is one.
 
     While a run goes on, each batch is appended to predictions.partial.jsonl, behind a first line that holds the
-    key; a line that a kill tore is dropped with its batch. Each process of a run has such a file of its own, and
-    a run goes on from those of any number of processes. `finish` writes predictions.jsonl and results.json and
-    removes them.
+    key; a line that a kill tore is dropped with its batch. Each process of a run that does a part has such a file
+    of its own, and a run goes on from those of any number of processes. `finish` writes predictions.jsonl and
+    results.json and removes them.
 
     Args:
         workdir: exists and is owned by this process, or by the processes of this run; None keeps nothing.
@@ -43,7 +43,7 @@ class Predictions:
             for path in others:
                 path.unlink()
         hosts.wait()
-        if not hosts.first:
+        if hosts.writes and not hosts.first:
             self._begin(())
 
     def _begin(self, lines: Iterable[Line]) -> None:
@@ -93,7 +93,7 @@ class Predictions:
     def add(self, task: str, name: str, batch: int, lines: Sequence[Line]) -> list[Line]:
         """Notes a finished batch; returns its lines as they stand in the file."""
         whole = [{"task": task, "name": name, "batch": batch, "rows": len(lines), **line} for line in lines]
-        if self._workdir is not None:
+        if self._workdir is not None and self.hosts.writes:
             with open(self._partial, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole))
         self._batches[task, name, batch] = whole

@@ -20,6 +20,7 @@ from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.trainer import TrainConfig, check_batch
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
+from tests.processes import begin, end
 from tests.reference import reference_decode
 from tests.train.helpers import tiny_model
 
@@ -197,3 +198,49 @@ def test_several_processes_must_train_on_all_their_devices(monkeypatch):
     message = "mesh is (1, 2), 2 devices; allowed: all 4 of 2 processes"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_mesh((1, 2), all_processes=True)
+
+
+_MEMORY = """
+import re, sys
+import jax, jax.numpy as jnp
+import dvp_jax
+from dvp_jax import hosts
+from dvp_jax.t5 import convert
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+source, target, limit, *rest = sys.argv[1:]
+place = dict(argument.lstrip("-").split("=") for argument in rest)
+hosts.join(place["coordinator"], int(place["num_processes"]), int(place["process_id"]))
+convert.MAX_FILE_BYTES = int(limit)
+mesh = jax.make_mesh((1, 2), ("data", "model"))
+jnp.zeros(3).block_until_ready()
+before = peak()
+model = dvp_jax.load_model(source, mesh=mesh)
+loaded = peak()
+dvp_jax.save_model(target, model)
+print(loaded - before, peak() - before, sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(model.params)))
+hosts.leave()
+"""
+
+
+def test_each_of_two_processes_holds_its_half_and_a_tensor_or_a_file_of_the_model(tmp_path):
+    # 280 MB in tensors of at most 8 MB: large against what the interpreter itself takes meanwhile.
+    shape = {"vocab_size": 2000, "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2048}
+    source = save(random_model("t5", **shape, num_decoder_layers=5), tmp_path / "in")
+    tensors, limit = load_file(source / "model.safetensors"), 40_000_000
+    size, largest = (of(x.nbytes for x in tensors.values()) for of in (sum, max))
+    for run in end(begin([["-c", _MEMORY, source, tmp_path / "out", limit]] * 2)):
+        assert run.returncode == 0, run.stderr
+        loading, saving, part = map(int, run.stdout.splitlines()[-1].split())  # behind what Gloo says
+        noise = 90e6  # Gloo, a program to gather each shape, what the allocator keeps of parts that were freed
+        assert size / 2 <= part <= size / 2 + 1e6  # norms are in both
+        assert loading <= part + largest + noise, f"{loading / size:.2f} of the model"
+        assert saving <= part + limit + largest + noise, f"{saving / size:.2f} of the model"
+    files = list((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(files) > size / limit
+    for file in files:
+        for name, tensor in load_file(file).items():
+            np.testing.assert_array_equal(tensor, tensors.pop(name), err_msg=name)
+    assert not tensors

@@ -44,7 +44,7 @@ from dvp_jax.decode.generate import (
 from dvp_jax.decode.memory import Structure
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import Params
-from dvp_jax.t5.sharding import place_rows, rows_over, using
+from dvp_jax.t5.sharding import gathered, place_rows, rows_over, using
 
 Request = str | Sequence[int]
 """A text, or token ids with the end token."""
@@ -183,11 +183,11 @@ class _Lane:
         with using(self._model.mesh):
             state, work = _advance(structure, params, slots.encoded, slots.state, thresholds, steps, enough)
         self._slots = dataclasses.replace(slots, state=state)
-        ended = np.asarray(state.ended)
+        ended = gathered(state.ended)
         over = [place for place, ticket in enumerate(self._running) if ticket is not None and ended[place]]
         if not over:
             return [], work
-        decoded = jax.tree.map(np.asarray, state.decoded)
+        decoded = jax.tree.map(gathered, state.decoded)
         texts = []
         for place in over:
             ticket, self._running[place] = self._running[place], None

@@ -29,7 +29,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params
-from dvp_jax.t5.sharding import place_rows, rows_over, using
+from dvp_jax.t5.sharding import gathered, place, place_rows, rows_over, using
 
 
 @struct.dataclass
@@ -208,7 +208,7 @@ def decode_arguments(
     )
     screens = model.mesh is None and cfg.screens(jax.default_backend(), encoded.active.shape[0])
     params = {**model.params, "screen": model.screen} if screens else model.params
-    return structure, params, encoded, thresholds
+    return structure, params, encoded, place(model.mesh, thresholds)
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> Static:
@@ -248,7 +248,7 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
     decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
     rows = np.shape(input_ids)[0]
-    return jax.tree.map(lambda x: np.asarray(x)[:rows], decode(model, encoded, cfg))
+    return jax.tree.map(lambda x: gathered(x)[:rows], decode(model, encoded, cfg))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
     if policy.all_or_none or (isinstance(policy, Oracle) and policy.states == "full"):  # no layer skipped a token
         exit_layers = np.full_like(exit_layers, policy.last_depth)
     filling = ((0, most - len(tokens)), (0, 0))
-    texts = jnp.asarray(np.pad(tokens, filling)), jnp.asarray(np.pad(exit_layers, filling))
+    texts = np.pad(tokens, filling), np.pad(exit_layers, filling)
     with using(model.mesh):
         traced = _trace(model.config, policy, model.params, encoded, *texts)
     return jax.tree.map(lambda x: x[: len(tokens)], traced)

@@ -17,6 +17,7 @@ from dvp_jax.decode.trace import trace
 from dvp_jax.evaluation import describe
 from dvp_jax.predictions import Line
 from dvp_jax.t5.load import Model
+from dvp_jax.t5.sharding import gathered
 
 _BATCH = 16
 
@@ -58,7 +59,7 @@ def trace_texts(
                     pad_rows([line[field] for line in texts[batch]], _BATCH, cfg.max_new_tokens, 0)[0]
                     for field in ("tokens", "exit_layers")
                 )
-                found = jax.tree.map(np.asarray, trace(model, encoded, tokens, exits, cfg))
+                found = jax.tree.map(gathered, trace(model, encoded, tokens, exits, cfg))
                 arrays = found.candidates, found.confidences, found.ranks
                 for row, (line, example) in enumerate(zip(texts[batch], examples[batch], strict=True)):
                     length = len(line["tokens"])

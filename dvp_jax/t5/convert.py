@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.meta import MetaClassifier
 from dvp_jax.t5.model import T5, Params
-from dvp_jax.t5.sharding import pad_vocabulary, shardings
+from dvp_jax.t5.sharding import gathered, pad_vocabulary, shardings
 
 DTYPES = ("float32", "bfloat16")
 
@@ -309,32 +309,75 @@ def check_shapes(
 
 def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
     """The parameters under Hugging Face's names, without padding; on one CPU not copied."""
-    flat = traverse_util.flatten_dict(without_padding(config, params))
-    return {hugging_face_name(path, config): np.asarray(leaf) for path, leaf in flat.items()}
+    return {name: stored_tensor(config, name, leaf) for name, leaf in _by_name(config, params).items()}
+
+
+def _by_name(config: T5Config, params: Params) -> dict[str, jax.Array]:
+    return {hugging_face_name(path, config): leaf for path, leaf in traverse_util.flatten_dict(params).items()}
+
+
+def stored_tensor(config: T5Config, name: str, value: jax.Array | np.ndarray) -> np.ndarray:
+    """A parameter as a file holds it: all of it in memory, without the rows that fill up the vocabulary.
+
+    Of several processes that hold parts of it, all must ask.
+    """
+    array = gathered(value)
+    return array[: config.vocab_size] if name.removesuffix(".weight") in _VOCABULARY else array
+
+
+_VOCABULARY = ("shared", "lm_head")
 
 
 def without_padding(config: T5Config, params: Params) -> Params:
     """The parameters as a file holds them: without the rows that fill up the vocabulary."""
     if not config.vocab_padding:
         return params
-    return {
-        name: value[: config.vocab_size] if name in ("shared", "lm_head") else value
-        for name, value in params.items()
-    }
+    return {name: value[: config.vocab_size] if name in _VOCABULARY else value for name, value in params.items()}
 
 
-def write_checkpoint(folder: Path, config: T5Config, params: Params) -> None:
-    """Writes config.json and model.safetensors, which `transformers` and `read_checkpoint` read.
+MAX_FILE_BYTES = 5 * 10**9
+"""Of weights in one file, unless a single tensor is larger; the limit that Hugging Face long had."""
+
+
+def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> None:
+    """Writes config.json and the weights, which `transformers` and `read_checkpoint` read.
+
+    The weights are model.safetensors; where they exceed `MAX_FILE_BYTES`, several files and an index, as Hugging
+    Face writes them. No more than one file is in memory at once, beside the parameters.
 
     Args:
-        folder: exists.
+        folder: exists; None where another process writes, which needs this one's parts of the parameters.
         config: the shape.
         params: all of one dtype.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    save_file(hugging_face_tensors(config, params), folder / "model.safetensors", metadata={"format": "pt"})
+    leaves = _by_name(config, params)
+    files: list[list[str]] = [[]]
+    room = MAX_FILE_BYTES
+    for name, leaf in leaves.items():
+        if files[-1] and leaf.nbytes > room:
+            files.append([])
+            room = MAX_FILE_BYTES
+        files[-1].append(name)
+        room -= leaf.nbytes
+    stems = [""] if len(files) == 1 else [f"-{i + 1:05d}-of-{len(files):05d}" for i in range(len(files))]
+    place_of: dict[str, str] = {}
+    for stem, names in zip(stems, files, strict=True):
+        file, tensors = f"model{stem}.safetensors", {}
+        for name in names:
+            tensor = stored_tensor(config, name, leaves[name])
+            if folder is not None:
+                tensors[name], place_of[name] = tensor, file
+        if folder is not None:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    if folder is None:
+        return
+    if len(files) > 1:
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        index = {"metadata": {"total_size": size}, "weight_map": place_of}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     write_config(folder, config, params)
 
 

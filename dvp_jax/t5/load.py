@@ -27,13 +27,14 @@ from dvp_jax.t5.convert import (
     parameter_targets,
     read_checkpoint,
     read_meta,
+    stored_tensor,
     without_padding,
     write_checkpoint,
     write_config,
     write_meta,
 )
 from dvp_jax.t5.model import Params, unembedding
-from dvp_jax.t5.sharding import check_mesh, gathered, pad_vocabulary, place
+from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, several_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,13 +61,12 @@ class Model:
     def fingerprint(self) -> str:
         """A hash of the parameters: the same for the same numbers, whatever file they came from."""
         hashed = hashlib.blake2b(digest_size=16)
-        params = without_padding(self.config, self.params)
         leaves = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)
         }
         for name, value in sorted(leaves.items()):
-            array = gathered(value)
+            array = stored_tensor(self.config, name, value)
             hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             hashed.update(array.tobytes())
         return hashed.hexdigest()
@@ -129,26 +129,32 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
 
     Args:
         folder: need not exist; must hold no checkpoint.
-        model: what to write.
-        format: "huggingface" (config.json and model.safetensors) or "orbax" (config.json and params/). A meta
-            classifier goes into a file of its own beside them.
+        model: what to write. Where several processes hold it, all of them must call this; process 0 writes.
+        format: "huggingface" (config.json, and model.safetensors or several files with an index) or "orbax"
+            (config.json and params/). A meta classifier goes into a file of its own beside them.
 
     Raises:
         FileExistsError: the folder holds a checkpoint already.
-        ValueError: unknown format.
+        ValueError: unknown format, or one that several processes do not write.
         OSError: the folder cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
+    several = several_processes(model.mesh)
+    if several and format != "huggingface":
+        raise ValueError(f"format is {format!r}; allowed of a model that several processes hold: huggingface")
+    params = {name: value for name, value in model.params.items() if name != "meta"}
+    if several and jax.process_index() > 0:
+        write_checkpoint(None, model.config, params)
+        return
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise FileExistsError(f"{folder} holds a checkpoint already")
-    params = {name: value for name, value in model.params.items() if name != "meta"}
-    params = without_padding(model.config, params)
     with atomic_folder(folder) as partial:
         if format == "huggingface":
             write_checkpoint(partial, model.config, params)
         else:
+            params = without_padding(model.config, params)
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((partial / "params").absolute(), params)
             write_config(partial, model.config, params)

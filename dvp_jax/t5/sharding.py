@@ -56,30 +56,31 @@ def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Me
 
     Args:
         sizes: of the axes "data" and "model"; None for no mesh.
-        all_processes: over the devices of all of them, which several processes must take all, by themselves as
-            the axis "data"; else over this process's own.
+        all_processes: over the devices of all of several processes, which must be taken all; without sizes as the
+            axis "data". Else a mesh that this process's own devices can hold is of them, and only a larger one of
+            those of all.
 
     Raises:
-        ValueError: not two sizes of at least 1, more devices than there are, or fewer than all those of
-            several processes.
+        ValueError: not two sizes of at least 1, more devices than there are, or of those of several processes
+            not all.
     """
-    several = all_processes and jax.process_count() > 1
-    devices = jax.devices() if all_processes else jax.local_devices()
-    if sizes is None and several:
-        sizes = len(devices), 1
+    own, processes = len(jax.local_devices()), jax.process_count()
+    if sizes is None and all_processes and processes > 1:
+        sizes = len(jax.devices()), 1
     if sizes is None:
         return None
     sizes = tuple(sizes)
     if len(sizes) != 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"mesh is {sizes}; allowed: two integers of at least 1, the sizes of data and model")
-    if math.prod(sizes) > len(devices):
-        raise ValueError(f"mesh is {sizes}, {math.prod(sizes)} devices; allowed: at most the {len(devices)} here")
-    if several and math.prod(sizes) < len(devices):
-        raise ValueError(
-            f"mesh is {sizes}, {math.prod(sizes)} devices; allowed: all {len(devices)} of {jax.process_count()} "
-            "processes"
-        )
-    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 2, devices=devices[: math.prod(sizes)])
+    count = math.prod(sizes)
+    together = processes > 1 and (all_processes or count > own)
+    devices = jax.devices() if together else jax.local_devices()
+    if count > len(devices) or (together and count < len(devices)):
+        allowed = f"all {len(devices)} of {processes} processes" if together else f"at most the {own} here"
+        if together and not all_processes:
+            allowed += f", or at most the {own} of each"
+        raise ValueError(f"mesh is {sizes}, {count} devices; allowed: {allowed}")
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 2, devices=devices[:count])
 
 
 def check_mesh(config: T5Config, mesh: Mesh) -> Mesh:
@@ -142,6 +143,11 @@ def gathered(x: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
+
+
+def several_processes(mesh: Mesh | None) -> bool:
+    """Whether a mesh is of devices of several processes, which then must all do the same at once."""
+    return mesh is not None and mesh.is_multi_process
 
 
 def rows_over(mesh: Mesh | None, rows: int) -> int:

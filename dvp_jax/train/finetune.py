@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from dvp_jax import hosts
 from dvp_jax.data import make_task
@@ -16,7 +13,7 @@ from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.provenance import code_fingerprint, versions
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
-from dvp_jax.t5.sharding import gathered, make_mesh
+from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.batches import batches_of
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from dvp_jax.train.trainer import check_batch, make_train_config, read_metrics, train
@@ -84,19 +81,18 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     if me.first:
         write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
     best = train(model, batches, validation, cfg, workdir, resume=resume)
-    best = dataclasses.replace(best, params=jax.tree.map(gathered, best.params))
     if me.first:
-        _export(best, workdir)
+        _plot(workdir)
+    save_model(workdir / "model", best)
     return workdir / "model"
 
 
-def _export(best: Model, workdir: Path) -> None:
+def _plot(workdir: Path) -> None:
     if curves := [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]:
         accuracy_per_depth(
             {f"step {line['step']}": line["accuracy"] for line in curves[:: max(1, len(curves) // 6)]},
             workdir / "accuracy_per_depth.svg",
         )
-    save_model(workdir / "model", best)
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

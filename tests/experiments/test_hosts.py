@@ -102,15 +102,23 @@ def test_two_processes_write_what_one_writes(folder, alone, tmp_path):
     assert second.stdout == ""
 
 
-def test_each_process_decodes_on_a_mesh_of_its_own_devices(folder, alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mesh", ["1,2", "1,4", "2,2"], ids=["of-each", "model-over-both", "rows-over-both"])
+def test_processes_decode_on_meshes_of_their_own_devices_or_of_all(folder, alone, tmp_path, monkeypatch, mesh):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    runs = end(begin([command(folder, tmp_path / "run", "--config.mesh=1,2")] * 2))
+    runs = end(begin([command(folder, tmp_path / "run", f"--config.mesh={mesh}")] * 2))
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
-    found, expected = (
-        {(line["name"], line["id"]): (line["tokens"], line["exit_layers"]) for line in read_lines(path)}
-        for path in (tmp_path / "run" / "predictions.jsonl", alone / "predictions.jsonl")
-    )
-    assert found == expected
+    for name, fields in (
+        ("predictions", ("name", "id", "tokens", "exit_layers")),
+        ("traces", ("name", "id", "pieces", "candidates", "ranks")),
+    ):
+        found, expected = (
+            [[line[field] for field in fields] for line in read_lines(run / f"{name}.jsonl")]
+            for run in (tmp_path / "run", alone)
+        )
+        assert found == expected, name
+    runs_in = tmp_path / "run", alone
+    names = [{path.name for path in run.iterdir() if ".lock" not in path.name} for run in runs_in]
+    assert names[0] == names[1]
 
 
 def test_a_process_with_another_version_and_config_is_refused_with_both_values(folder, tmp_path):

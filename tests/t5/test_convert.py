@@ -123,6 +123,24 @@ def test_what_decides_the_scale_of_the_logits(model_type, fields, scaled):
     assert config.logit_scale == (0.25 if scaled else 1.0)
 
 
+def test_weights_beyond_one_files_limit_are_spread_as_transformers_reads_them(folder, tmp_path, monkeypatch):
+    limit = 60_000
+    monkeypatch.setattr("dvp_jax.t5.convert.MAX_FILE_BYTES", limit)
+    model = dvp_jax.load_model(folder)
+    dvp_jax.save_model(tmp_path / "spread", model)
+    files = sorted((tmp_path / "spread").glob("*.safetensors"))
+    assert len(files) > 2 and not (tmp_path / "spread" / "model.safetensors").exists()
+    assert [file.name for file in files] == [
+        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+    ]
+    assert all(sum(x.nbytes for x in load_file(file).values()) <= limit for file in files)
+    assert_same_params(dvp_jax.load_model(tmp_path / "spread").params, model.params)
+    peers = [transformers.T5ForConditionalGeneration.from_pretrained(x) for x in (tmp_path / "spread", folder)]
+    tensors, expected = (peer.state_dict() for peer in peers)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_orbax_and_back_gives_identical_params(folder, tmp_path, dtype):
     model = dvp_jax.load_model(folder, dtype)
