@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 import re
@@ -97,6 +98,10 @@ def progress(name: str, workdir: Path) -> int:
     return partial.read_bytes().count(b"\n") if partial.is_file() else 0
 
 
+def has_gone_on(name: str, workdir: Path, done: int) -> bool:
+    return progress(name, workdir) > done
+
+
 def start_and_kill(name: str, config: Path, workdir: Path, ready, seconds: float) -> bool:
     """Starts a launcher and kills it `seconds` after `ready()`; whether it was still running."""
     command = [sys.executable, "-m", f"experiments.{name}", f"--config={config}", f"--workdir={workdir}"]
@@ -133,7 +138,11 @@ def test_a_run_killed_twenty_times_at_random_moments_finds_the_same(name, config
     expected, seconds = whole[name]
     moments, workdir, kills, partial = random.Random(0), tmp_path / "run", 0, 0
     while kills < 20:
-        if start_and_kill(name, configs / f"{name}.py", workdir, lambda: True, moments.uniform(0.0, seconds)):
+        # In turn soon after it went on, however slow the machine is just now, and at any moment from its start on.
+        done = progress(name, workdir) if kills % 2 else -1
+        moment = moments.uniform(0.0, 1.0 if kills % 2 else seconds)
+        going_on = functools.partial(has_gone_on, name, workdir, done)
+        if start_and_kill(name, configs / f"{name}.py", workdir, going_on, moment):
             kills += 1
             partial += progress(name, workdir) > 0
         else:  # done between two kills: once more from the start
