@@ -172,6 +172,10 @@ def join(coordinator: str, num_processes: int | None, process_id: int | None) ->
     ):
         _watching.append(threading.Thread(target=_watch, args=(call,), daemon=True))
         _watching[-1].start()
+    if jax.default_backend() == "cpu":
+        # JAX's compile cache gains nothing there: process 0 alone writes, and the others, whose topology has keys
+        # of their own, never find that. And process 0 was once seen to wait in it for ever, for an unknown reason.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _watch(call: Callable[[], str | None]) -> None:

@@ -64,6 +64,8 @@ def _join() -> None:
             if asked[name].value is not None:
                 raise ValueError(f"{name} is {asked[name].value}, but --coordinator is not set")
         return
+    # What libraries in C print, such as that devices of several processes are connected, is no result of ours.
+    ours = os.dup(1)
+    os.dup2(2, 1)
     hosts.join(asked.coordinator, asked.num_processes, asked.process_id)
-    if not hosts.current().first:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+    sys.stdout = open(ours if hosts.current().first else os.devnull, "w", encoding="utf-8")  # noqa: SIM115

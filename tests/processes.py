@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -24,16 +23,11 @@ def host_flags(count: int) -> list[list[str]]:
 
 
 def begin(commands: Sequence[Sequence[object]]) -> list[subprocess.Popen]:
-    """Starts Python with the arguments of each process and its flags, without JAX's compile cache.
-
-    On CPU one of several processes was seen to wait in the cache for ever.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    """Starts Python with the arguments of each process and its flags."""
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command), *flags],
             cwd=ROOT,
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

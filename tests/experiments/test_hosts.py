@@ -93,13 +93,16 @@ def alone(folder) -> Path:
     return folder / "alone"
 
 
-def test_two_processes_write_what_one_writes(folder, alone, tmp_path):
+def test_two_processes_write_what_one_writes(folder, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     first, second = end(begin([command(folder, tmp_path / "run")] * 2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert_same_run(tmp_path / "run", alone)
     assert len(read_lines(tmp_path / "run" / "predictions.jsonl")) == 2 * 9
     assert [line.split("|")[1].strip() for line in first.stdout.splitlines()[2:]] == ["full", "dvp"]
     assert second.stdout == ""
+    assert not (tmp_path / "compiled").exists(), "several processes do without JAX's compile cache on CPU"
 
 
 @pytest.mark.parametrize("mesh", ["1,2", "1,4", "2,2"], ids=["of-each", "model-over-both", "rows-over-both"])

@@ -20,6 +20,7 @@ import dvp_jax
 from dvp_jax.experiment import sweep_methods
 from dvp_jax.report.evaluation import advice, report_sweep
 from tests.experiments.test_launchers import ROOT, SENTENCES, check_error, launch, make_checkpoint, read_lines
+from tests.processes import begin, end
 from tests.report.test_plots import texts_of
 
 CONFIG = """
@@ -152,6 +153,34 @@ def test_a_run_killed_twenty_times_at_random_moments_finds_the_same(name, config
     assert run.returncode == 0, run.stderr
     assert outcome(workdir) == outcome(expected)
     assert partial >= 5, "else the kills were too early to matter"
+
+
+def test_two_processes_that_decode_a_part_of_the_cells_each_find_what_one_finds(configs, whole, tmp_path):
+    command = ["-m", "experiments.sweep", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
+    first, second = end(begin([command] * 2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert outcome(tmp_path / "run") == outcome(whole["sweep"][0])
+    assert len(first.stdout.splitlines()) == 2 + 7 and second.stdout == ""
+
+
+@pytest.mark.slow
+def test_two_processes_that_decode_all_cells_together_find_what_one_finds(configs, whole, tmp_path):
+    command = ["-m", "experiments.sweep", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
+    first, second = end(begin([[*command, "--config.mesh=1,2"]] * 2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    found, expected = (
+        {path.name: json.loads(path.read_text())["predictions"] for path in run.glob("cells/*.json")}
+        for run in (tmp_path / "run", whole["sweep"][0])
+    )
+    assert len(found) == 7 and found.keys() == expected.keys()
+    for name, lines in expected.items():
+        for mine, line in zip(found[name], lines, strict=True):
+            assert (mine["id"], mine["tokens"], mine["exit_layers"]) == (
+                line["id"],
+                line["tokens"],
+                line["exit_layers"],
+            )
+    assert len(first.stdout.splitlines()) == 2 + 7 and second.stdout == ""
 
 
 def test_a_finished_evaluation_decodes_nothing_again_unless_something_changed(configs, whole, tmp_path):

@@ -154,7 +154,6 @@ def _redirected(log: Path, function: Callable[..., None], *arguments: object) ->
 def launch_finetune(arguments: list[str]) -> None:
     """As `python -m experiments.finetune`."""
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_enable_compilation_cache", False)  # see tests/processes.py
     sys.argv = ["finetune", *arguments]
     runpy.run_module("experiments.finetune", run_name="__main__")
 
