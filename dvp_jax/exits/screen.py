@@ -24,7 +24,7 @@ _BLOCK = (2, 512)
 """Rows of the copy that are widened to float32 at once: two products side by side, out of the CPU's caches."""
 
 _OLD_JAX = jax.__version_info__ < (0, 11)
-"""Sums products slowly, and packs a float32 weight anew for each batch of rows."""
+"""Sums products slowly."""
 
 
 class Found(NamedTuple):
@@ -86,7 +86,7 @@ class Screen:
 
 def screening_pays(backend: str, batch: int) -> bool:
     """Whether it was measured to be faster than the product with W (docs/performance.md)."""
-    return backend == "cpu" and (batch == 1 or _OLD_JAX)
+    return backend == "cpu" and batch == 1
 
 
 def num_rescored(sure: int) -> int:

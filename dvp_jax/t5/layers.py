@@ -41,9 +41,20 @@ KeysValues = tuple[Float[Array, "batch num_heads length d_kv"], Float[Array, "ba
 def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "... outputs"]:
     """`x @ weight.T`, in the weight's dtype, accumulated in float32."""
     # As an einsum, since XLA may transpose the weight in memory for `x @ weight.T`.
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
-    out = jnp.einsum("bi,oi->bo", rows, weight, preferred_element_type=jnp.float32)
+    if 1 < len(rows) <= _FEW_ROWS and jax.default_backend() == "cpu":
+        # XLA packs the right operand of a product anew each time, and a large one slowly: so the weight is the
+        # left one, and barriers keep XLA from exchanging the two (docs/performance.md).
+        keep = jax.lax.optimization_barrier
+        out = keep(product("oi,ib->ob", weight, keep(rows.T))).T
+    else:
+        out = product("bi,oi->bo", rows, weight)
     return out.reshape(*x.shape[:-1], -1)
+
+
+_FEW_ROWS = 32
+"""Up to so many the packing of a weight takes longer on CPU than its product."""
 
 
 def rms_norm(

@@ -1,12 +1,16 @@
 """The model against Hugging Face's PyTorch, on random weights."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import dvp_jax
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.layers import distance_buckets
+from dvp_jax.t5.layers import distance_buckets, linear
 from tests.models import VARIANTS, both, random_model, save
 
 
@@ -97,3 +101,22 @@ def test_distance_buckets_equal_hugging_face(bidirectional, buckets, reach):
     config = T5Config(relative_attention_num_buckets=buckets, relative_attention_max_distance=reach)
     found = distance_buckets(3000, config, bidirectional=bidirectional)
     np.testing.assert_array_equal(found, expected.numpy())
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40), st.sampled_from(["float32", "bfloat16"]))
+def test_a_product_of_any_number_of_rows_is_that_of_float64(rows, inputs, outputs, dtype):
+    rng = np.random.default_rng(rows)
+    x, weight = (jnp.asarray(rng.normal(size=(n, inputs)), dtype) for n in (rows, outputs))
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    found = linear(x.reshape(1, rows, inputs), weight)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 40])  # of each form
+def test_gradients_of_a_product_are_those_of_the_closed_form(rows):
+    rng = np.random.default_rng(rows)
+    x, weight, out = (rng.normal(size=size).astype(np.float32) for size in ((rows, 5), (7, 5), (rows, 7)))
+    of_x, of_weight = jax.grad(lambda x, weight: jnp.sum(linear(x, weight) * out), argnums=(0, 1))(x, weight)
+    np.testing.assert_allclose(of_x, out @ weight, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(of_weight, out.T @ x, rtol=1e-4, atol=1e-4)
