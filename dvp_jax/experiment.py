@@ -211,9 +211,9 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
     setup.hosts.wait()
     for name in tqdm(setup.hosts.part(missing), desc="sweep", unit="cell"):
         ways = [{name: of_task[name]} for of_task in methods]
-        cell = _decode_cell(model, tasks, ways, config)
+        decoded = {**_decode_cell(model, tasks, ways, config), "key": keys[name]}
         if setup.hosts.writes:
-            write_json(paths[name], {**cell, "key": keys[name]})
+            write_json(paths[name], decoded)
     setup.hosts.wait()
     cells = [cell for name in methods[0] if (cell := found(name)) is not None]
     if len(cells) < len(methods[0]):
