@@ -192,12 +192,20 @@ def test_several_processes_without_a_mesh_are_refused(monkeypatch):
         check_batch(tiny_model(), TrainConfig(steps=1, batch_size=8))
 
 
-def test_several_processes_must_train_on_all_their_devices(monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "all_processes", "message"),
+    [
+        ((1, 2), True, "mesh is (1, 2), 2 devices; allowed: all 4 of 2 processes"),
+        ((1, 3), False, "mesh is (1, 3), 3 devices; allowed: all 4 of 2 processes, or at most the 2 of each"),
+        ((4, 2), False, "mesh is (4, 2), 8 devices; allowed: all 4 of 2 processes, or at most the 2 of each"),
+    ],
+)
+def test_a_mesh_of_several_processes_has_all_their_devices(monkeypatch, sizes, all_processes, message):
     monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
+    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 2)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    message = "mesh is (1, 2), 2 devices; allowed: all 4 of 2 processes"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        make_mesh((1, 2), all_processes=True)
+        make_mesh(sizes, all_processes=all_processes)
 
 
 _MEMORY = """
@@ -225,6 +233,7 @@ hosts.leave()
 """
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_holds_its_half_and_a_tensor_or_a_file_of_the_model(tmp_path):
     # 280 MB in tensors of at most 8 MB: large against what the interpreter itself takes meanwhile.
     shape = {"vocab_size": 2000, "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2048}

@@ -232,6 +232,8 @@ class _Lane:
 class Engine:
     """Decodes any number of requests in a fixed number of slots; each one's text is that of the request alone.
 
+    On a mesh of several processes each has an engine, and all must be asked the same in the same order.
+
     Args:
         model: from `load_model`.
         cfg: how.

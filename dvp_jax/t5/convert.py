@@ -354,31 +354,39 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
         OSError: the folder cannot be written.
     """
     leaves = _by_name(config, params)
-    files: list[list[str]] = [[]]
-    room = MAX_FILE_BYTES
-    for name, leaf in leaves.items():
-        if files[-1] and leaf.nbytes > room:
-            files.append([])
-            room = MAX_FILE_BYTES
-        files[-1].append(name)
-        room -= leaf.nbytes
-    stems = [""] if len(files) == 1 else [f"-{i + 1:05d}-of-{len(files):05d}" for i in range(len(files))]
-    place_of: dict[str, str] = {}
-    for stem, names in zip(stems, files, strict=True):
-        file, tensors = f"model{stem}.safetensors", {}
+    groups = _groups(leaves)
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, names in enumerate(groups, start=1):
+        part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+        tensors = {}
         for name in names:
             tensor = stored_tensor(config, name, leaves[name])
             if folder is not None:
-                tensors[name], place_of[name] = tensor, file
+                tensors[name] = tensor
+                size += tensor.nbytes
         if folder is not None:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_file(tensors, folder / f"model{part}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, f"model{part}.safetensors")
     if folder is None:
         return
-    if len(files) > 1:
-        size = sum(leaf.nbytes for leaf in leaves.values())
-        index = {"metadata": {"total_size": size}, "weight_map": place_of}
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     write_config(folder, config, params)
+
+
+def _groups(leaves: Mapping[str, jax.Array]) -> list[list[str]]:
+    """Names of the tensors of each file."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, leaf in leaves.items():
+        if not groups or leaf.nbytes > room:
+            groups.append([])
+            room = MAX_FILE_BYTES
+        groups[-1].append(name)
+        room -= leaf.nbytes
+    return groups
 
 
 def write_config(folder: Path, config: T5Config, params: Params) -> None:

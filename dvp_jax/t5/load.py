@@ -83,7 +83,8 @@ def load_model(
         dtype: of the parameters, "float32" or "bfloat16".
         progress: show a bar over tensors.
         mesh: spread the parameters over devices, as `dvp_jax.t5.sharding` says; its axes are "data" and "model".
-            Each process reads the shards of its own devices. Decoding and training then use the mesh.
+            Each process reads the shards of its own devices. Decoding and training then use the mesh; if it is of
+            several processes, all of them must make the same calls.
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.

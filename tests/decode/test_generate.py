@@ -171,8 +171,7 @@ def test_batch_buckets(rows, bucket):
     assert batch_bucket(rows) == bucket
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("loop", ["cond", "while"])
+@pytest.mark.parametrize(("loop", "rows"), [("cond", 1), ("while", 1), ("cond", 4)])
 @pytest.mark.parametrize("method", ["full", "calm", "dvp"])
 def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop, rows):
     # Dimensions that nothing but weights has.

@@ -155,6 +155,7 @@ def test_a_run_killed_twenty_times_at_random_moments_finds_the_same(name, config
     assert partial >= 5, "else the kills were too early to matter"
 
 
+@pytest.mark.slow
 def test_two_processes_that_decode_a_part_of_the_cells_each_find_what_one_finds(configs, whole, tmp_path):
     command = ["-m", "experiments.sweep", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path / 'run'}"]
     first, second = end(begin([command] * 2))
