@@ -53,7 +53,7 @@ def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]
     return out.reshape(*x.shape[:-1], -1)
 
 
-_FEW_ROWS = 32
+_FEW_ROWS = 64
 """Up to so many the packing of a weight takes longer on CPU than its product."""
 
 
