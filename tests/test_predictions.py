@@ -100,7 +100,7 @@ def in_threads(count, function):
     """What the function returns for each of so many processes."""
     barrier = threading.Barrier(count)
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda index: function(Threads(index, count, barrier)), range(count)))
+        return list(pool.map(lambda index: function(Threads(index, count, barrier=barrier)), range(count)))
 
 
 def test_processes_gather_what_each_decoded_and_any_number_of_them_goes_on_from_it(tmp_path):

@@ -77,8 +77,9 @@ def test_batches_change_nothing(model, table, texts):
     assert full_model_texts(model, single, TOKENS) == texts
     alone = token_table(model, single, texts, {"pruned": DVP})
     np.testing.assert_array_equal(alone.ranks, table.ranks)
+    # Sources alone are few enough rows for the other form of a product, which adds up in another order.
     np.testing.assert_allclose(
-        alone.readings["pruned"].confidences, table.readings["pruned"].confidences, atol=1e-5
+        alone.readings["pruned"].confidences, table.readings["pruned"].confidences, atol=1e-4
     )
 
 
