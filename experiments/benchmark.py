@@ -5,7 +5,7 @@
 Random weights of a published shape (or a checkpoint), so that speed is separated from a model's quality: the
 thresholds force each token to exit at the depth asked for. Cases run in turn, A B A B, and medians are reported.
 `efficiency` is the time that reading what must be read would take at the machine's measured bandwidth, divided by
-the time seen. Other decoders of the same weights run beside ours where they are installed (`experiments.peers`).
+the time seen. Other decoders of the same weights run beside ours where they are installed.
 Writes results.json and plots; prints tables.
 """
 
@@ -27,18 +27,18 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dvp_jax import launch
+from dvp_jax.bench import baselines as peers
+from dvp_jax.decode.api import encode, lower_decode
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import encode, lower_decode
+from dvp_jax.exits.cost import bytes_per_token
 from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
-from dvp_jax.exits.traffic import bytes_per_token
-from dvp_jax.files import prepare_workdir, write_whole
 from dvp_jax.report.plots import confidence_against_vocabulary, time_against_depth
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import prepare_workdir, write_whole
 from dvp_jax.t5.config import SHAPES
 from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.model import init_params
-from experiments import peers
 
 METHODS = ("full", "static", "calm", "dvp")
 SPREAD = 0
@@ -78,7 +78,7 @@ class Run:
         source_length: tokens of a source.
         new_tokens: generated.
         dtype: of the weights.
-        peers: library of `experiments.peers` to time too.
+        peers: library of `dvp_jax.bench.baselines` to time too.
     """
 
     shape: str

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dvp_jax import launch
+from dvp_jax.runs import launch
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.model import init_params
 from dvp_jax.train.batches import Batch

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from dvp_jax import launch
-from dvp_jax.check import check_model
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import tokenize
+from dvp_jax.decode.text import tokenize
+from dvp_jax.evaluate.check import check_model
+from dvp_jax.runs import launch
 from dvp_jax.t5.load import load_model
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
+from dvp_jax.runs import launch
 from dvp_jax.train.finetune import finetune
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train; see experiments/configs/finetune_*.")

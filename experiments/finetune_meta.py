@@ -14,9 +14,9 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
 from dvp_jax.data import make_task
-from dvp_jax.files import prepare_workdir
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import prepare_workdir
 from dvp_jax.t5.load import load_model, save_model
 from dvp_jax.train.batches import batches_of
 from dvp_jax.train.meta import LOSSES, train_meta, validate_meta

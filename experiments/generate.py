@@ -9,9 +9,9 @@ from typing import Any
 
 from absl import flags
 
-from dvp_jax import launch
 from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.decode.engine import generate_text
+from dvp_jax.runs import launch
 from dvp_jax.t5.load import load_model
 from dvp_jax.t5.sharding import make_mesh
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dvp_jax import launch
 from dvp_jax.report.plots import accuracy_per_depth
+from dvp_jax.runs import launch
 from dvp_jax.train.trainer import read_metrics
 
 _RUNS = flags.DEFINE_list(

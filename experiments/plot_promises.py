@@ -10,9 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from dvp_jax import launch
+from dvp_jax.evaluate.selection import promises_table
 from dvp_jax.report.plots import promised_against_seen
-from dvp_jax.selection import promises_table
+from dvp_jax.runs import launch
 
 _RESULTS = flags.DEFINE_list(
     "results", None, "--output of experiments.select, separated by commas.", required=True

@@ -15,8 +15,8 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
 from dvp_jax.analysis.run import run_ranks
+from dvp_jax.runs import launch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where ranks.json and the plots go.", required=True)

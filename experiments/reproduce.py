@@ -16,11 +16,11 @@ from typing import Any
 
 from absl import flags
 
-from dvp_jax import launch
-from dvp_jax.evaluation import make_methods
-from dvp_jax.experiment import run_evaluation
-from dvp_jax.files import prepare_workdir, write_json
-from dvp_jax.predictions import read_json
+from dvp_jax.evaluate.evaluation import make_methods
+from dvp_jax.evaluate.experiment import run_evaluation
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import prepare_workdir, write_json
+from dvp_jax.runs.predictions import read_json
 from experiments.configs import samsum, samsum_finetuned, squad, squad_finetuned
 
 CONFIGS = {

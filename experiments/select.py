@@ -5,7 +5,7 @@
         --config.tasks.translation.target_path=val.de --promise=textual --delta=0.05
 
 With probability at least 1 - epsilon over the draw of the calibration examples, the promise holds on average for
-texts like them (Learn then Test; `dvp_jax.selection.select` says what that asks of the examples). Writes
+texts like them (Learn then Test; `dvp_jax.evaluate.selection.select` says what that asks of the examples). Writes
 selected.json, which `dvp_jax.load_decode_config` loads, with the certificate; says what it returns and what was
 seen of it, with --check_config on other examples too. Takes any config of experiments.sweep; in a sweep's workdir
 nothing is decoded again.
@@ -16,10 +16,10 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
-from dvp_jax.exits.calibrate import P_VALUES
+from dvp_jax.evaluate.learn_then_test import P_VALUES
+from dvp_jax.evaluate.selection import KINDS, Promise, select, selection_table
 from dvp_jax.metrics.quality import MEASURES
-from dvp_jax.selection import KINDS, Promise, select, selection_table
+from dvp_jax.runs import launch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The grid and the calibration examples.")
 _CHECK = config_flags.DEFINE_config_file("check_config", None, "Other examples, to see it kept.")

@@ -12,9 +12,9 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
-from dvp_jax.evaluation import results_table
-from dvp_jax.experiment import run_sweep
+from dvp_jax.evaluate.evaluation import results_table
+from dvp_jax.evaluate.experiment import run_sweep
+from dvp_jax.runs import launch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to sweep; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.", required=True)

@@ -8,8 +8,8 @@ at each depth the smallest threshold for which at least --share of the tokens th
 model's, as in FlexEE. Writes thresholds.json and report.html under --workdir; prints tables. To evaluate what was
 found for a task, beside the full model, and on another set where its path is changed:
 
-    python -m experiments.evaluate --config=experiments/configs/found.py:runs/thresholds/thresholds.json,squad \
-        --workdir=runs/found
+    python -m experiments.evaluate --workdir=runs/tuned \
+        --config=experiments/configs/tuned_thresholds.py:runs/thresholds/thresholds.json,squad
 
 Takes any config of experiments.evaluate. Seen: 53 seconds on two CPU
 cores.
@@ -20,8 +20,8 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
 from dvp_jax.analysis.run import run_thresholds
+from dvp_jax.runs import launch
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where thresholds.json and report.html go.", required=True)

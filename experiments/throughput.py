@@ -16,11 +16,11 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
-from dvp_jax.analysis.throughput import ORDERS, compare, table
-from dvp_jax.decode.generate import tokenize
-from dvp_jax.experiment import set_up
-from dvp_jax.files import write_json
+from dvp_jax.bench.throughput import ORDERS, compare, table
+from dvp_jax.decode.text import tokenize
+from dvp_jax.evaluate.experiment import set_up
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import write_json
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to run; see experiments/configs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where throughput.json goes.", required=True)

@@ -29,15 +29,15 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dvp_jax import launch
 from dvp_jax.analysis.run import needed_sizes
 from dvp_jax.analysis.scaling import coverage_table, scaling_rows, scaling_table
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.experiment import set_up
-from dvp_jax.files import own_workdir, write_json
-from dvp_jax.provenance import versions
+from dvp_jax.evaluate.experiment import set_up
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import vocabulary_scaling
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import own_workdir, write_json
+from dvp_jax.runs.provenance import versions
 from dvp_jax.t5.config import SHAPES
 from experiments.benchmark import Run, grid, measure
 

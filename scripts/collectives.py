@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
 
-from dvp_jax import launch
-from dvp_jax.analysis.collectives import least, most, per_token
+from dvp_jax.bench.collectives import least, most, per_token
+from dvp_jax.decode.api import lower_decode
+from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import Encoded, lower_decode
+from dvp_jax.runs import launch
 from dvp_jax.t5.config import SHAPES, T5Config
-from dvp_jax.t5.convert import parameter_targets
+from dvp_jax.t5.hugging_face import parameter_targets
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import check_mesh, make_mesh
 

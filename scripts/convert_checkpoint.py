@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from dvp_jax import launch
+from dvp_jax.runs import launch
 from dvp_jax.t5.load import FORMATS, load_model, save_model
 
 _SOURCE = flags.DEFINE_string("source", None, "Checkpoint folder or hub id.", required=True)

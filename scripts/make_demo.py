@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from dvp_jax import launch
-from dvp_jax.files import prepare_workdir, write_whole
+from dvp_jax.runs import launch
+from dvp_jax.runs.files import prepare_workdir, write_whole
 from dvp_jax.t5.load import Model, load_model, save_model
 from dvp_jax.train.finetune import finetune
 from experiments.configs import finetune_demo

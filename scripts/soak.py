@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dvp_jax import DecodeConfig, Engine, Model, T5Config, launch
+from dvp_jax import DecodeConfig, Engine, Model, T5Config
+from dvp_jax.runs import launch
 from dvp_jax.t5.model import init_params
 
 _REQUESTS = flags.DEFINE_integer("requests", 100_000, "How many.", lower_bound=10)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import dvp_jax
-from dvp_jax.decode.generate import encode, lower_decode
+from dvp_jax.decode.api import encode, lower_decode
 from dvp_jax.decode.trace import trace
 from dvp_jax.t5 import convert
 from dvp_jax.t5.load import shard_model

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from dvp_jax.analysis.tokens import TokenTable
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.metrics.calibration import reliability
+from dvp_jax.metrics.reliability import reliability
 
 VOCABULARIES = ("whole", "pruned")
 """Names of the two readings: at depths after p they differ, at p and at the last depth they do not."""

@@ -19,7 +19,7 @@ from dvp_jax.analysis.kinds import (
 )
 from dvp_jax.analysis.tokens import Sources, TokenTable
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import GeneratedText
+from dvp_jax.decode.text import GeneratedText
 from dvp_jax.metrics.bootstrap import rate_interval
 
 if TYPE_CHECKING:

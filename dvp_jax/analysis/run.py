@@ -22,8 +22,7 @@ from dvp_jax.analysis.tokens import (
     token_table,
 )
 from dvp_jax.data.task import Task
-from dvp_jax.experiment import Setup, set_up
-from dvp_jax.files import write_json
+from dvp_jax.evaluate.experiment import Setup, set_up
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import (
     agreement_per_depth,
@@ -32,6 +31,7 @@ from dvp_jax.report.plots import (
     rank_boxes,
     reliability_diagrams,
 )
+from dvp_jax.runs.files import write_json
 
 Report = dict[str, Any]
 Plots = dict[str, Path]

@@ -10,7 +10,7 @@ import numpy as np
 from dvp_jax.analysis.ranks import COVERAGE, size_for_coverage
 from dvp_jax.analysis.tokens import TokenTable
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.exits.flops import paper_confidence_flops, unembedding_flops
+from dvp_jax.exits.cost import paper_confidence_flops, unembedding_flops
 from dvp_jax.t5.config import T5Config
 
 

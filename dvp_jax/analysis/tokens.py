@@ -12,9 +12,19 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from dvp_jax.data.task import Example, Task
-from dvp_jax.data.tokens import length_bucket, pad_rows, source_batches, token_rows
+from dvp_jax.decode.api import decode, encode
+from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import SOURCE_BUCKETS, Encoded, GeneratedText, decode, encode, to_text, tokenize
+from dvp_jax.decode.text import (
+    SOURCE_BUCKETS,
+    GeneratedText,
+    length_bucket,
+    pad_rows,
+    source_batches,
+    to_text,
+    token_rows,
+    tokenize,
+)
 from dvp_jax.decode.trace import trace
 from dvp_jax.t5.load import Model
 

@@ -13,7 +13,7 @@ from typing import Any
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
 from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass, PruningRule
-from dvp_jax.exits.screen import screening_pays
+from dvp_jax.t5.int8 import screening_pays
 
 METHODS = ("full", "static", "calm", "dvp", "shallow_deep", "oracle")
 CONFIDENCES = (*LOGIT_MEASURES, *HIDDEN_MEASURES)

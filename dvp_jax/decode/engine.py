@@ -2,7 +2,7 @@
 
 Iteration-level batching (EE serving, arXiv 2407.20272): an engine holds slots, steps all of them together inside
 one jitted call, and refills those whose text has ended. Rows of different age stand side by side in the ring of
-`dvp_jax.decode.memory`, each exits by itself, and a layer runs while a row still needs it.
+`dvp_jax.decode.cache`, each exits by itself, and a layer runs while a row still needs it.
 
 Requests of one source bucket share a lane: slots of their own, and a pool of sources encoded ahead. What is held
 is bounded by the slots and the buckets in use, however many requests come.
@@ -24,24 +24,11 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dvp_jax.data.tokens import pad_rows, unpad_rows
+from dvp_jax.decode.api import decode_arguments, decode_policy, encode, generate
+from dvp_jax.decode.cache import Encoded, Structure
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import (
-    DecodeState,
-    Encoded,
-    GeneratedText,
-    decode_arguments,
-    decode_policy,
-    encode,
-    generate,
-    new_state,
-    next_place,
-    next_token,
-    source_bucket,
-    to_text,
-    tokenize,
-)
-from dvp_jax.decode.memory import Structure
+from dvp_jax.decode.text import GeneratedText, pad_rows, source_bucket, to_text, tokenize, unpad_rows
+from dvp_jax.decode.token_loop import DecodeState, new_state, next_place, next_token
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import Params
 from dvp_jax.t5.sharding import gathered, place_rows, rows_over, using

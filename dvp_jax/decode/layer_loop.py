@@ -18,7 +18,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.memory import DecoderLayers
+from dvp_jax.decode.cache import DecoderLayers
 from dvp_jax.t5.layers import KeysValues
 
 

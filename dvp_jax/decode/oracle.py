@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.decode.cache import DecoderLayers, Encoded, Memory, Structure
 from dvp_jax.decode.layer_loop import DepthState
-from dvp_jax.decode.memory import DecoderLayers, Encoded, Memory, Structure
 from dvp_jax.decode.step import whole_vocabulary
 from dvp_jax.exits.policy import Depth, Oracle, Readers
 from dvp_jax.exits.thresholds import ALWAYS

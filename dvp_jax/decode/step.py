@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.decode.cache import DecoderLayers, Encoded, Memory, Structure
 from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state, run_together
-from dvp_jax.decode.memory import DecoderLayers, Encoded, Memory, Structure
 from dvp_jax.exits.policy import Depth, Readers, Reading
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config

@@ -18,8 +18,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from dvp_jax.decode.api import decode_policy
+from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.generate import Encoded, decode_policy
 from dvp_jax.decode.step import whole_vocabulary
 from dvp_jax.exits.policy import Depth, ExitPolicy, Oracle, Readers
 from dvp_jax.exits.thresholds import ALWAYS

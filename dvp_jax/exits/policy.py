@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
 from dvp_jax.exits.pruning import Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
-from dvp_jax.t5.meta import MetaClassifier
+from dvp_jax.t5.exit_classifier import MetaClassifier
 
 
 class Readers(NamedTuple):

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.exits.confidence import top_k
 from dvp_jax.exits.vocabulary import Vocabulary
+from dvp_jax.t5.top_k import top_k
 
 Kept = Bool[Array, "batch kept"] | None
 """Which of the gathered rows are candidates; None where all of them are, at every depth."""

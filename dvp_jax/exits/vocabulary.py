@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.exits.confidence import top_k
-from dvp_jax.exits.screen import Screen, rows_logits
+from dvp_jax.t5.int8 import Screen, rows_logits
 from dvp_jax.t5.layers import linear, rms_norm
+from dvp_jax.t5.top_k import top_k
 
 
 @struct.dataclass

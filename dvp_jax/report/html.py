@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dvp_jax.files import write_whole
+from dvp_jax.runs.files import write_whole
 
 _FOLDER = Path(__file__).parent
 _RUN_FIELDS = ("name", "method", "threshold", "settings", "num_layers", "prune_layer", "prune_size")

@@ -16,9 +16,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dvp_jax.exits.screen import Screen, make_screen
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.convert import (
+from dvp_jax.t5.hugging_face import (
     DTYPES,
     META_FILE,
     atomic_folder,
@@ -33,6 +32,7 @@ from dvp_jax.t5.convert import (
     write_config,
     write_meta,
 )
+from dvp_jax.t5.int8 import Screen, make_screen
 from dvp_jax.t5.model import Params, unembedding
 from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, several_processes
 

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.data.task import Task
-from dvp_jax.data.tokens import length_bucket, pad_rows, token_rows
-from dvp_jax.provenance import digest
+from dvp_jax.decode.text import length_bucket, pad_rows, token_rows
+from dvp_jax.runs.provenance import digest
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import place_rows

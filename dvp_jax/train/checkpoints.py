@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dvp_jax.t5.convert import check_shapes
+from dvp_jax.t5.hugging_face import check_shapes
 
 State = TypeVar("State")
 

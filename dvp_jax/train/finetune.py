@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvp_jax import hosts
 from dvp_jax.data import make_task
-from dvp_jax.files import prepare_workdir, write_whole
-from dvp_jax.provenance import code_fingerprint, versions
 from dvp_jax.report.plots import accuracy_per_depth
+from dvp_jax.runs import processes
+from dvp_jax.runs.files import prepare_workdir, write_whole
+from dvp_jax.runs.provenance import code_fingerprint, versions
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
 from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.batches import batches_of
@@ -54,7 +54,7 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     for name in ("limit", "validation_limit"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; allowed: at least 1")
-    me = hosts.current()
+    me = processes.current()
     me.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
     tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
     validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
@@ -102,7 +102,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         ValueError: names each field that differs, with both values.
     """
     may_differ = {"mesh", "train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
-    differs = {name: both for name, both in hosts.differences(before, now).items() if name not in may_differ}
+    differs = {name: both for name, both in processes.differences(before, now).items() if name not in may_differ}
     if differs:
         raise ValueError(
             "config differs from that of the run to resume: "

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
 from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.exit_classifier import MetaClassifier
 from dvp_jax.t5.layers import linear
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.meta import MetaClassifier
 from dvp_jax.t5.model import T5, Params, unembedding
 from dvp_jax.train.batches import Batch, Batches, shift_right
 

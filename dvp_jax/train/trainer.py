@@ -19,10 +19,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from dvp_jax import hosts
-from dvp_jax.files import write_whole
+from dvp_jax.runs import processes
+from dvp_jax.runs.files import write_whole
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.convert import DTYPES
+from dvp_jax.t5.hugging_face import DTYPES
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, unembedding
 from dvp_jax.t5.sharding import place, rows_over, shardings
@@ -339,7 +339,7 @@ def check_batch(model: Model, cfg: TrainConfig) -> None:
     Raises:
         ValueError: batch_size or the optimiser; or several processes without a mesh.
     """
-    if model.mesh is None and (count := hosts.current().count) > 1:
+    if model.mesh is None and (count := processes.current().count) > 1:
         raise ValueError(f"model.mesh is None; allowed with {count} processes: a mesh of all their devices")
     devices = rows_over(model.mesh, 1)
     if cfg.batch_size % (cfg.accumulation * devices):
@@ -383,7 +383,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self._path, self._writes = path, hosts.current().first
+        self._path, self._writes = path, processes.current().first
         if not self._writes:
             return
         lines = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []

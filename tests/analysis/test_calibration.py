@@ -14,7 +14,7 @@ from dvp_jax.analysis.calibration import (
     matching_threshold,
 )
 from dvp_jax.analysis.tokens import Reading, TokenTable
-from dvp_jax.metrics.calibration import reliability
+from dvp_jax.metrics.reliability import reliability
 
 few = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])  # few values, so that there are ties
 SHAPE = st.tuples(st.integers(1, 8), st.integers(1, 3))

@@ -7,7 +7,7 @@ import dvp_jax
 from dvp_jax.analysis.failures import failure_report, failure_table, outcome, token_groups
 from dvp_jax.analysis.tokens import Sources, TokenTable
 from dvp_jax.data import Example
-from dvp_jax.decode.generate import GeneratedText
+from dvp_jax.decode.text import GeneratedText
 
 PIECES = ["<pad>", "</s>", "▁The", "▁Ann", "a", "▁250", ".", "▁cat"]
 

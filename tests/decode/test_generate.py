@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.decode import generate as generate_module
-from dvp_jax.decode.generate import batch_bucket, decode, encode, lower_decode, source_bucket
+from dvp_jax.decode import api, token_loop
+from dvp_jax.decode.api import decode, encode, lower_decode
 from dvp_jax.decode.step import whole_vocabulary
+from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.exits.policy import Depth, Readers
-from dvp_jax.t5.meta import MetaClassifier
+from dvp_jax.t5.exit_classifier import MetaClassifier
 from tests.models import both
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
@@ -139,7 +140,7 @@ def test_one_kept_token_always_exits_after_pruning_unless_the_threshold_is_one()
 
 
 def test_a_changed_threshold_does_not_recompile():
-    compiled = generate_module._decode._cache_size()
+    compiled = token_loop.decode_tokens._cache_size()
     for threshold in (0.11, 0.5, 0.93):
         for decay in (None, 3.0):
             for per_depth in (None, (threshold, 0.2, 0.3, 1.0)):
@@ -149,15 +150,15 @@ def test_a_changed_threshold_does_not_recompile():
                     "decay_temperature": decay,
                 }
                 run([[3, 4, 5]], dataclasses.replace(DVP, prune_size=17, **thresholds))
-    assert generate_module._decode._cache_size() == compiled + 1
+    assert token_loop.decode_tokens._cache_size() == compiled + 1
 
 
 def test_lengths_within_a_bucket_share_one_program():
-    compiled = generate_module._encode._cache_size(), generate_module._decode._cache_size()
+    compiled = api._encode._cache_size(), token_loop.decode_tokens._cache_size()
     cfg = dataclasses.replace(DVP, prune_size=19)
     for length in (33, 40, 50, 64):
         run([[7] * length], cfg)
-    sizes = generate_module._encode._cache_size(), generate_module._decode._cache_size()
+    sizes = api._encode._cache_size(), token_loop.decode_tokens._cache_size()
     assert sizes[1] == compiled[1] + 1 and sizes[0] <= compiled[0] + 1
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.t5.meta import MetaClassifier
+from dvp_jax.t5.exit_classifier import MetaClassifier
 from tests.models import both
 from tests.reference import reference_decode
 

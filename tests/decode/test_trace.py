@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dvp_jax
-from dvp_jax.decode.generate import encode
+from dvp_jax.decode.api import encode
 from dvp_jax.decode.trace import trace
 from tests.models import both
 from tests.reference import best_of, confidence_of, cosine, decayed_size, likeliest, reaching, run_layer, scales

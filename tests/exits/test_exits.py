@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dvp_jax.exits.confidence import States, best_two, entropy, softmax_diff, softmax_max, state
-from dvp_jax.exits.flops import decoder_layer_flops, paper_confidence_flops, unembedding_flops
+from dvp_jax.exits.cost import decoder_layer_flops, paper_confidence_flops, unembedding_flops
 from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.exits.thresholds import threshold_schedule

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn.calibration import calibration_curve
 
-from dvp_jax.evaluation import make_methods
-from experiments.configs.found import get_config
+from dvp_jax.evaluate.evaluation import make_methods
+from experiments.configs.tuned_thresholds import get_config
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
 from tests.experiments.test_launchers import (
     SENTENCES,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.decode.generate import decode, encode
+from dvp_jax.decode.api import decode, encode
 from experiments.benchmark import SPREAD, Case, exit_depths, forced, read_bandwidth
 from tests.models import both
 

@@ -22,12 +22,12 @@ import transformers
 from safetensors.numpy import load_file
 
 import dvp_jax
-import dvp_jax.check
+import dvp_jax.evaluate.check
 from dvp_jax.data import Example, make_task
-from dvp_jax.decode.generate import Decoded
-from dvp_jax.evaluation import describe, evaluate, make_methods, results_table
-from dvp_jax.files import prepare_workdir, write_whole
-from dvp_jax.report.traces import trace_texts
+from dvp_jax.decode.token_loop import Decoded
+from dvp_jax.evaluate.evaluation import describe, evaluate, make_methods, results_table
+from dvp_jax.evaluate.traces import trace_texts
+from dvp_jax.runs.files import prepare_workdir, write_whole
 from tests.models import random_model, save
 from tests.reference import reference_decode
 
@@ -442,7 +442,7 @@ def test_evaluate_names_a_missing_data_file(checkpoint, evaluation, tmp_path):
     assert not workdir.exists() or files_of(workdir) == [".lock"]
 
 
-# dvp_jax.evaluation
+# dvp_jax.evaluate.evaluation
 
 
 class Sentences:
@@ -723,9 +723,9 @@ def test_check_finds_the_tiny_model_the_same_in_every_way(shallow):
 
 
 WITH_A_DIFFERENCE = """
-import runpy, dvp_jax.check
-different = dvp_jax.check.Check("this = that", ["row 3, position 7: one against two"])
-dvp_jax.check.check_model = lambda *arguments: [dvp_jax.check.Check("a = b", []), different]
+import runpy, dvp_jax.evaluate.check
+different = dvp_jax.evaluate.check.Check("this = that", ["row 3, position 7: one against two"])
+dvp_jax.evaluate.check.check_model = lambda *arguments: [dvp_jax.evaluate.check.Check("a = b", []), different]
 runpy.run_module("experiments.check", run_name="__main__", alter_sys=True)
 """
 
@@ -740,7 +740,7 @@ def test_check_prints_differences_and_exits_with_1(shallow):
     ]
 
 
-# dvp_jax.check, on a decoder that is made up: every way of decoding gives the same, until a test changes one.
+# evaluate.check, on a decoder that is made up: every way of decoding gives the same, until a test changes one.
 
 CONFIG_OF_2_LAYERS = dvp_jax.T5Config(vocab_size=VOCAB_SIZE, num_decoder_layers=2, decoder_start_token_id=0)
 CHECKED = dvp_jax.DecodeConfig(threshold=0.5, min_exit_layer=1, prune_layer=1, prune_size=64, max_new_tokens=5)
@@ -789,9 +789,9 @@ def check_with(monkeypatch):
 
     def check(when, changes):
         made_up = MadeUp(when, changes)
-        monkeypatch.setattr(dvp_jax.check, "generate", made_up.generate)
-        monkeypatch.setattr(dvp_jax.check, "teacher_forced_logits", made_up.teacher_forced_logits)
-        checks = dvp_jax.check.check_model(dvp_jax.Model(CONFIG_OF_2_LAYERS, {}), SOURCES, MASK, CHECKED)
+        monkeypatch.setattr(dvp_jax.evaluate.check, "generate", made_up.generate)
+        monkeypatch.setattr(dvp_jax.evaluate.check, "teacher_forced_logits", made_up.teacher_forced_logits)
+        checks = dvp_jax.evaluate.check.check_model(dvp_jax.Model(CONFIG_OF_2_LAYERS, {}), SOURCES, MASK, CHECKED)
         assert len({check.name for check in checks}) == len(checks)
         assert made_up.changed or not changes
         return {check.name: check.differences for check in checks if check.differences}, made_up
@@ -945,11 +945,11 @@ def test_conversion_refuses_a_folder_that_holds_a_checkpoint(checkpoint, convert
     assert files_of(back.parent) == ["huggingface"]
 
 
-# dvp_jax.launch
+# dvp_jax.runs.launch
 
 LAUNCHED = """
 import sys
-from dvp_jax import launch
+from dvp_jax.runs import launch
 
 def bad(error):
     raise error

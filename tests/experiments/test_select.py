@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 import dvp_jax
-from dvp_jax.experiment import run_sweep
-from dvp_jax.selection import Promise, select, selection_table
+from dvp_jax.evaluate.experiment import run_sweep
+from dvp_jax.evaluate.selection import Promise, select, selection_table
 from tests.experiments.test_launchers import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
 
 CONFIG = """

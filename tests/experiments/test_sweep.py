@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import dvp_jax
-from dvp_jax.experiment import sweep_methods
-from dvp_jax.report.evaluation import advice, report_sweep
+from dvp_jax.evaluate.experiment import sweep_methods
+from dvp_jax.evaluate.reports import advice, report_sweep
 from tests.experiments.test_launchers import ROOT, SENTENCES, check_error, launch, make_checkpoint, read_lines
 from tests.processes import begin, end
 from tests.report.test_plots import texts_of

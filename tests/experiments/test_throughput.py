@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from dvp_jax.analysis.throughput import sort
+from dvp_jax.bench.throughput import sort
 from tests.experiments.test_launchers import NUM_LAYERS, launch
 from tests.experiments.test_sweep import write_configs
 

@@ -24,7 +24,7 @@ from flax import traverse_util
 
 from dvp_jax import Model, T5Config
 from dvp_jax.data import Example
-from dvp_jax.t5.convert import parameter_shapes
+from dvp_jax.t5.hugging_face import parameter_shapes
 from dvp_jax.train import trainer
 from dvp_jax.train.batches import Batch, Batches
 from dvp_jax.train.trainer import StepMetrics, TrainConfig

@@ -21,7 +21,7 @@ import transformers
 from safetensors.numpy import load_file
 
 import dvp_jax
-from dvp_jax.t5.convert import parameter_shapes
+from dvp_jax.t5.hugging_face import parameter_shapes
 from dvp_jax.train.finetune import finetune
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dvp_jax.t5.convert import hugging_face_tensors
+from dvp_jax.t5.hugging_face import hugging_face_tensors
 from dvp_jax.train.batches import Batch
 from dvp_jax.train.losses import depth_weights
 from dvp_jax.train.trainer import depth_sums

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.t5.meta import MetaClassifier
+from dvp_jax.t5.exit_classifier import MetaClassifier
 from dvp_jax.train.batches import Batches
 from dvp_jax.train.meta import agreement, geometric_loss, independent_loss, train_meta, validate_meta
 from tests.models import both

@@ -19,7 +19,7 @@ import torch
 
 import dvp_jax
 from dvp_jax import DecodeConfig, Model
-from dvp_jax.t5.convert import hugging_face_tensors
+from dvp_jax.t5.hugging_face import hugging_face_tensors
 from dvp_jax.t5.layers import Dropout
 from dvp_jax.train import trainer
 from dvp_jax.train.batches import Batch, shift_right

@@ -1,0 +1,1 @@
+"""Whole experiments: decode a task in several ways, score, sweep, choose settings, and report."""

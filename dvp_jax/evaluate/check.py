@@ -1,0 +1,107 @@
+"""Does the fast decoder do what it says on this model? Pairs of settings that must give the same tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from dvp_jax.decode.api import generate, teacher_forced_logits
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.token_loop import Decoded
+from dvp_jax.t5.load import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Two ways of decoding that must agree, and where they do not."""
+
+    name: str
+    differences: list[str]
+
+
+def check_model(
+    model: Model,
+    input_ids: Int[np.ndarray, "batch source"],
+    attention_mask: Bool[np.ndarray, "batch source"],
+    cfg: DecodeConfig,
+) -> list[Check]:
+    """Compares every method with the plain one on the given prompts.
+
+    Args:
+        model: from `load_model`.
+        input_ids: (B, S) integers.
+        attention_mask: (B, S), False at padding.
+        cfg: depths, threshold, K and length to check with; its method is ignored.
+
+    Returns:
+        One `Check` a pair, without differences where all is well.
+
+    Raises:
+        ValueError: cfg does not fit the model.
+    """
+    layers, vocab = model.config.num_decoder_layers, model.config.vocab_size
+
+    def run(**changes: object) -> Decoded:
+        return generate(model, input_ids, attention_mask, dataclasses.replace(cfg, **changes))  # type: ignore[arg-type]
+
+    full = run(method="full")
+    checks = [
+        Check("full against a greedy teacher-forced pass", _greedy(model, input_ids, attention_mask, full)),
+        Check("static at the last depth = full", _compare(run(method="static", static_exit_layer=layers), full)),
+        Check("calm, threshold 1 = full", _compare(run(method="calm", threshold=1.0), full)),
+        Check("dvp, threshold 1 = full", _compare(run(method="dvp", threshold=1.0), full)),
+    ]
+    calm, dvp = run(method="calm"), run(method="dvp")
+    checks.append(Check("dvp, prune_size V = calm", _compare(run(method="dvp", prune_size=vocab), calm)))
+    for method, batch in (("full", full), ("calm", calm), ("dvp", dvp)):
+        loop = _compare(run(method=method, layer_loop="while"), run(method=method, layer_loop="cond"))
+        checks.append(Check(f"{method}, layer_loop while = cond", loop))
+        differences = []
+        for row in range(len(input_ids)):
+            source = input_ids[row][attention_mask[row]][None]
+            alone = generate(model, source, np.ones_like(source), dataclasses.replace(cfg, method=method))
+            differences += _compare(_rows(batch, [row]), alone, first_row=row)
+        checks.append(Check(f"{method}, each row of the batch = the row alone", differences))
+    return checks
+
+
+def _rows(out: Decoded, rows: list[int]) -> Decoded:
+    return Decoded(out.tokens[rows], out.lengths[rows], out.exit_layers[rows], out.confidences[rows])
+
+
+def _compare(one: Decoded, other: Decoded, first_row: int = 0) -> list[str]:
+    """The first token of each row at which the two differ; what follows it differs in consequence."""
+    differences = []
+    for row in range(len(one.tokens)):
+        unequal = (one.tokens[row] != other.tokens[row]) | (one.exit_layers[row] != other.exit_layers[row])
+        if unequal.any():
+            t = int(np.argmax(unequal))
+            described = [
+                f"token {out.tokens[row, t]} at exit {out.exit_layers[row, t]}, "
+                f"confidence {out.confidences[row, t]:.6f}"
+                for out in (one, other)
+            ]
+            differences.append(f"row {first_row + row}, position {t}: {described[0]} against {described[1]}")
+    return differences
+
+
+def _greedy(model: Model, input_ids: np.ndarray, attention_mask: np.ndarray, full: Decoded) -> list[str]:
+    """Where the tokens of `full` are not the likeliest ones after their own prefix."""
+    start = np.full((len(full.tokens), 1), model.config.decoder_start_token_id)
+    prefix = np.concatenate([start, full.tokens[:, :-1]], axis=1)
+    logits = teacher_forced_logits(model, input_ids, attention_mask, prefix)
+    best = np.asarray(jnp.argmax(logits, axis=-1))
+    differences = []
+    for row, length in enumerate(full.lengths):
+        unequal = best[row, :length] != full.tokens[row, :length]
+        if unequal.any():
+            t = int(np.argmax(unequal))
+            pair = logits[row, t, np.array([full.tokens[row, t], best[row, t]])]
+            differences.append(
+                f"row {row}, position {t}: token {full.tokens[row, t]} against {best[row, t]}, "
+                f"logits {pair[0]:.6f} and {pair[1]:.6f}"
+            )
+    return differences

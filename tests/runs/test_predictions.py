@@ -1,0 +1,142 @@
+"""What an interrupted evaluation finds again."""
+
+import concurrent.futures
+import dataclasses
+import json
+import threading
+
+import pytest
+
+from dvp_jax.runs.processes import Hosts
+from dvp_jax.runs.predictions import Predictions
+
+
+def texts(*names):
+    return [{"id": name, "text": f"Bär {name}\u2028"} for name in names]
+
+
+def ids(lines):
+    return None if lines is None else [line["id"] for line in lines]
+
+
+def test_batches_of_an_interrupted_run_are_found_again(tmp_path):
+    first = Predictions(tmp_path, "key")
+    first.add("squad", "full", 0, texts("a", "b"))
+    first.add("squad", "dvp", 0, texts("a", "b"))
+    second = Predictions(tmp_path, "key")
+    assert ids(second.get("squad", "full", 0)) == ids(second.get("squad", "dvp", 0)) == ["a", "b"]
+    assert second.get("squad", "full", 0)[0]["text"] == "Bär a\u2028"
+    for place in (("samsum", "full", 0), ("squad", "calm", 0), ("squad", "full", 1)):
+        assert second.get(*place) is None
+    second.add("squad", "full", 1, texts("c"))
+    assert ids(Predictions(tmp_path, "key").get("squad", "full", 1)) == ["c"]
+
+
+@pytest.mark.parametrize("torn", range(1, 75, 6))
+def test_a_torn_line_is_dropped_with_its_batch(tmp_path, torn):
+    first = Predictions(tmp_path, "key")
+    first.add("squad", "full", 0, texts("a", "b"))
+    whole = (tmp_path / "predictions.partial.jsonl").read_bytes()
+    first.add("squad", "full", 1, texts("c", "d"))
+    grown = (tmp_path / "predictions.partial.jsonl").read_bytes()
+    assert len(grown) - len(whole) > 2 * 75
+    for cut in (len(whole) + torn, len(grown) - torn):
+        (tmp_path / "predictions.partial.jsonl").write_bytes(grown[:cut])
+        found = Predictions(tmp_path, "key")
+        assert ids(found.get("squad", "full", 0)) == ["a", "b"]
+        assert found.get("squad", "full", 1) is None
+        found.add("squad", "full", 1, texts("c", "d"))
+        assert (tmp_path / "predictions.partial.jsonl").read_bytes() == grown
+
+
+def test_nothing_of_another_key_is_used(tmp_path):
+    Predictions(tmp_path, "key").add("squad", "full", 0, texts("a"))
+    assert Predictions(tmp_path, "other").get("squad", "full", 0) is None
+    assert Predictions(tmp_path, "key").get("squad", "full", 0) is None, "the other run has begun"
+
+
+def test_a_finished_run_is_found_again_and_outlives_one_of_another_key(tmp_path):
+    first = Predictions(tmp_path, "key")
+    lines = first.add("squad", "full", 0, texts("a", "b"))
+    first.finish(lines, {"rows": [{"name": "full"}]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.jsonl", "results.json"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results == {"rows": [{"name": "full"}], "key": "key"}
+    written = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().split("\n")[:-1]]
+    assert [(line["task"], line["name"], line["batch"], line["id"]) for line in written] == [
+        ("squad", "full", 0, "a"),
+        ("squad", "full", 0, "b"),
+    ]
+    Predictions(tmp_path, "other").add("squad", "full", 0, texts("x"))
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert ids(Predictions(tmp_path, "key").get("squad", "full", 0)) == ["a", "b"]
+
+
+def test_results_are_not_written_where_predictions_could_not_be(tmp_path):
+    def two_and_stop():
+        yield {"text": "1"}
+        yield {"text": "2"}
+        raise KeyboardInterrupt
+
+    run = Predictions(tmp_path, "key")
+    run.add("squad", "full", 0, texts("a"))
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(two_and_stop(), {"rows": []})
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.partial.jsonl"]
+    assert ids(Predictions(tmp_path, "key").get("squad", "full", 0)) == ["a"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Threads(Hosts):
+    """A process of a run, as a thread."""
+
+    barrier: threading.Barrier | None = None
+
+    def wait(self):
+        self.barrier.wait(10)
+
+
+def in_threads(count, function):
+    """What the function returns for each of so many processes."""
+    barrier = threading.Barrier(count)
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda index: function(Threads(index, count, barrier=barrier)), range(count)))
+
+
+def test_processes_gather_what_each_decoded_and_any_number_of_them_goes_on_from_it(tmp_path):
+    def decode(hosts):
+        run = Predictions(tmp_path, "key", hosts)
+        found = [batch for batch in range(9) if run.get("squad", "full", batch)]
+        for batch in hosts.part([batch for batch in range(upto) if batch not in found]):
+            run.add("squad", "full", batch, texts(f"{batch}a", f"{batch}b"))
+        run.gather()
+        return found, ids(run.all("squad", "full", upto))
+
+    def expected(upto):
+        return [f"{batch}{row}" for batch in range(upto) for row in "ab"]
+
+    upto = 4
+    assert in_threads(2, decode) == [([], expected(4))] * 2
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["predictions.partial-1.jsonl", "predictions.partial.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / names[0]).read_text().split("\n")[:-1]]
+    assert [line["id"] for line in lines[1:]] == ["1a", "1b", "3a", "3b"], "its part and no more"
+    upto = 7
+    assert in_threads(3, decode) == [([0, 1, 2, 3], expected(7))] * 3
+    assert ids(Predictions(tmp_path, "key").all("squad", "full", 7)) == expected(7)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.partial.jsonl"]
+
+
+def test_a_batch_that_two_journals_hold_is_found_once(tmp_path):
+    Predictions(tmp_path, "key").add("squad", "full", 0, texts("a", "b"))
+    copy = (tmp_path / "predictions.partial.jsonl").read_bytes()
+    (tmp_path / "predictions.partial-1.jsonl").write_bytes(copy)
+    (tmp_path / "predictions.partial-2.jsonl").write_bytes(copy[:-20])
+    assert ids(Predictions(tmp_path, "key").get("squad", "full", 0)) == ["a", "b"]
+
+
+def test_a_batch_that_another_process_wrote_elsewhere_is_named(tmp_path):
+    run = Predictions(tmp_path, "key")
+    run.add("squad", "full", 0, texts("a"))
+    with pytest.raises(OSError, match=rf"workdir {tmp_path} lacks batch 1 of squad by full; allowed: a folder"):
+        run.all("squad", "full", 2)

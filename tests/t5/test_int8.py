@@ -1,0 +1,111 @@
+"""Screening through an int8 copy of the unembedding against products in float64."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dvp_jax
+from dvp_jax.t5.int8 import Screen, make_screen, num_rescored
+from dvp_jax.t5.model import T5, unembedding
+from tests.models import both
+
+V, D = 700, 24
+screened_logits = jax.jit(Screen.logits, static_argnums=3)
+
+
+def weight_and_states(seed, kind):
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(V, D))
+    if kind == "rows of many lengths":
+        weight *= np.exp(rng.normal(size=(V, 1)))
+    elif kind == "an outlier in each row":
+        weight[np.arange(V), rng.integers(D, size=V)] *= 30.0
+    elif kind == "all rows nearly equal":  # closer than int8 tells apart: W itself must be read
+        weight = weight[:1] + 1e-4 * weight
+    return weight.astype(np.float32), rng.normal(size=(3, D)).astype(np.float32)
+
+
+KINDS = ["normal", "rows of many lengths", "an outlier in each row", "all rows nearly equal"]
+
+
+@given(st.integers(0, 1000), st.sampled_from(KINDS), st.sampled_from([1, 5, 60, 300]))
+def test_the_largest_logits_are_exact_and_truly_the_largest(seed, kind, sure):
+    weight, states = weight_and_states(seed, kind)
+    expected = states.astype(np.float64) @ weight.astype(np.float64).T
+    logits = np.asarray(screened_logits(make_screen(weight), states, weight, sure))
+    for row, exact in zip(logits, expected, strict=True):
+        found = np.argsort(-row, kind="stable")[:sure]
+        np.testing.assert_allclose(row[found], exact[found], rtol=1e-5, atol=1e-5)
+        assert exact[found].min() >= np.sort(exact)[-sure] - 1e-5
+
+
+@given(st.integers(0, 1000), st.sampled_from(KINDS))
+def test_a_row_and_its_copy_differ_by_no_more_than_the_bound(seed, kind):
+    weight, states = weight_and_states(seed, kind)
+    screen = make_screen(weight)
+    copy = np.asarray(screen.rows, np.float64).reshape(-1, D)[:V] * np.asarray(screen.scale, np.float64)[:, None]
+    off = np.abs(states.astype(np.float64) @ (weight - copy).T)
+    bound = np.asarray(screen.error) * np.linalg.norm(states, axis=1, keepdims=True)
+    assert (off <= bound).all()
+    assert kind == "all rows nearly equal" or off.max() > 0.01 * bound.min(), "else the bound says nothing"
+
+
+def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
+    for kind, proven in (("normal", True), ("all rows nearly equal", False)):
+        weight, states = weight_and_states(0, kind)
+        assert (make_screen(weight).find(states, weight, 1).proven == proven).all()
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
+    model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
+    weight = unembedding(model.config, model.params)
+    states = []
+    for line in (shared / "golden" / "t5-multi30k-ende.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["method"] == "full" and len(states) < 6:
+            source, target = np.array([row["input_ids"]]), np.array([[0, *row["tokens"][:-1]]])
+
+            def read(t5, source=source, target=target):
+                return t5.readout(jnp.stack(t5.depths(source, source > 0, target)))
+
+            states.append(nn.apply(read, T5(model.config))({"params": model.params})[:, 0])
+    states = np.concatenate(states, axis=1)[:4].reshape(-1, model.config.d_model)  # the early depths
+    found = jax.jit(model.screen.find, static_argnums=2)(states, weight, size)
+    exact = states @ np.asarray(weight).T
+    kept = np.argpartition(-exact, size, axis=1)[:, :size]
+    covered = np.mean([np.isin(row, ids) for row, ids in zip(kept, np.asarray(found.ids), strict=True)])
+    print(f"K {size}: {100 * covered:.3f} % of the exact top K found, proven in {100 * found.proven.mean():.2f} %")
+    assert covered >= 0.999 and found.proven.mean() >= 0.99
+
+
+def test_a_row_of_zeros_has_a_copy():
+    screen = make_screen(jnp.zeros((3, D)))
+    assert np.isfinite(screen.scale).all() and not np.asarray(screen.rows).any()
+    assert not np.asarray(screen.error).any()
+
+
+@pytest.mark.parametrize("method", ["full", "calm", "dvp"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_screened_decoding_gives_the_same_tokens_and_exits(method, dtype):
+    _, model = both("t5", 0, 4.0, 4.0, vocab_size=1009)
+    model = dataclasses.replace(model, params=jax.tree.map(lambda x: x.astype(dtype), model.params))
+    cfg = dvp_jax.DecodeConfig(
+        method=method, max_new_tokens=8, threshold=0.4, min_exit_layer=1, prune_layer=1, prune_size=16
+    )
+    assert num_rescored(16) < 1009, "else nothing is screened"
+    ids = np.array([[first, 5, 9] for first in range(2, 10)])
+    plain, screened = (
+        dvp_jax.generate(model, ids, np.ones_like(ids), dataclasses.replace(cfg, screen=screen))
+        for screen in ("none", "int8")
+    )
+    np.testing.assert_array_equal(screened.tokens, plain.tokens)
+    np.testing.assert_array_equal(screened.exit_layers, plain.exit_layers)
+    np.testing.assert_allclose(screened.confidences, plain.confidences, atol=1e-3)  # the tail is from int8
