@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from dvp_jax.bench.throughput import ORDERS, compare, table
 from dvp_jax.decode.text import tokenize
-from dvp_jax.evaluate.experiment import set_up
+from dvp_jax.evaluate.experiment import open_experiment
 from dvp_jax.runs import launch
 from dvp_jax.runs.files import write_json
 
@@ -37,16 +37,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
 def main() -> None:
     """Times all ways for each task, method and number of rows."""
     config = _CONFIG.value.to_dict()
-    with set_up(config, _WORKDIR.value) as setup:
+    with open_experiment(config, _WORKDIR.value) as experiment:
         found = []
-        for task, methods in setup.tasks:
+        for task, methods in experiment.tasks:
             prompts = [example.prompt for example in task.load()[: config["limit"]]]
-            ids, mask = tokenize(setup.model, prompts, task.max_source_length)
+            ids, mask = tokenize(experiment.model, prompts, task.max_source_length)
             for rows in map(int, _SLOTS.value):
                 for name, cfg in methods.items():
-                    ways = compare(setup.model, cfg, ids, mask, rows, _ORDERS.value, _ROUNDS.value)
+                    ways = compare(experiment.model, cfg, ids, mask, rows, _ORDERS.value, _ROUNDS.value)
                     found += [{"task": task.name, "name": name, **way} for way in ways]
-        write_json(setup.workdir / "throughput.json", {"rows": found, **setup.made_by})
+        write_json(experiment.workdir / "throughput.json", {"rows": found, **experiment.made_by})
         print(table(found))
 
 

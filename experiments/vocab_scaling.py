@@ -32,11 +32,11 @@ from ml_collections import config_flags
 from dvp_jax.analysis.run import needed_sizes
 from dvp_jax.analysis.scaling import coverage_table, scaling_rows, scaling_table
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.evaluate.experiment import set_up
+from dvp_jax.evaluate.experiment import open_experiment
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import vocabulary_scaling
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import own_workdir, write_json
+from dvp_jax.runs.files import lock_workdir, write_json
 from dvp_jax.runs.provenance import versions
 from dvp_jax.t5.config import SHAPES
 from experiments.benchmark import Run, grid, measure
@@ -89,11 +89,11 @@ def main() -> None:
     made_by: dict[str, Any] = {"timing": timing, "device": jax.devices()[0].device_kind, "versions": versions()}
     with contextlib.ExitStack() as stack:
         if config:
-            setup = stack.enter_context(set_up(config.to_dict(), _WORKDIR.value, only="dvp"))
-            workdir, made_by = setup.workdir, {**setup.made_by, **made_by}
-            coverage = needed_sizes(setup, config)
+            experiment = stack.enter_context(open_experiment(config.to_dict(), _WORKDIR.value, only="dvp"))
+            workdir, made_by = experiment.workdir, {**experiment.made_by, **made_by}
+            coverage = needed_sizes(experiment, config)
         else:
-            workdir = stack.enter_context(own_workdir(_WORKDIR.value))
+            workdir = stack.enter_context(lock_workdir(_WORKDIR.value))
         rows = time_confidence(runs, timing["rounds"])
         plot = workdir / "vocab_scaling.svg"
         vocabulary_scaling(rows, plot)

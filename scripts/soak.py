@@ -50,7 +50,7 @@ def main() -> None:
     with tqdm(total=count, unit="request") as bar:
         for result in engine.run(requests(count)):
             ended, failed = ended + 1, failed + (result.error is not None)
-            cancelled += result.ticket % 100 == 0 and engine.cancel(result.ticket + 7)
+            cancelled += result.request_id % 100 == 0 and engine.cancel(result.request_id + 7)
             bar.update(1)
             if ended % max(1, count // 10) == 0:
                 last = resident_megabytes()

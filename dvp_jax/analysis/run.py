@@ -22,7 +22,7 @@ from dvp_jax.analysis.tokens import (
     token_table,
 )
 from dvp_jax.data.task import Task
-from dvp_jax.evaluate.experiment import Setup, set_up
+from dvp_jax.evaluate.experiment import Experiment, open_experiment
 from dvp_jax.report.html import Section, tables_of, write_report
 from dvp_jax.report.plots import (
     agreement_per_depth,
@@ -51,20 +51,20 @@ def run_ranks(config: Mapping[str, Any], workdir: str | Path) -> str:
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
-    with set_up(config, workdir) as setup:
-        found = _Found(setup, "ranks", "How early the decoder knows its choice")
-        for task, methods in setup.tasks:
-            sources = _sources(setup, task, config)
-            texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-            table = token_table(setup.model, sources, texts, WHOLE)
-            report = rank_report(table, "whole", prune_sizes(methods.values(), setup.model.config.vocab_size))
+    with open_experiment(config, workdir) as experiment:
+        found = _Found(experiment, "ranks", "How early the decoder knows its choice")
+        for task, methods in experiment.tasks:
+            sources = _sources(experiment, task, config)
+            texts = full_model_texts(experiment.model, sources, task.max_new_tokens)
+            table = token_table(experiment.model, sources, texts, WHOLE)
+            report = rank_report(table, "whole", prune_sizes(methods.values(), experiment.model.config.vocab_size))
             plots: Plots = {}
             for name, caption, draw in (
                 ("ranks", "Rank of the token that the full model chooses", rank_boxes),
                 ("coverage", "Share of choices among the K likeliest", coverage_per_size),
                 ("agreement", "Confidence, and agreement with the full model", agreement_per_depth),
             ):
-                plots[caption] = setup.workdir / f"{name}_{task.name}.svg"
+                plots[caption] = experiment.workdir / f"{name}_{task.name}.svg"
                 draw(report, plots[caption])
             title = f"{task.name}, {report['tokens']} tokens of {report['texts']} texts"
             found.add([task.name], title, report, rank_table(report), plots)
@@ -86,15 +86,15 @@ def run_failures(config: Mapping[str, Any], workdir: str | Path, *, examples: in
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
-    with set_up(config, workdir, only="dvp") as setup:
-        found = _Found(setup, "failures", "What pruning loses")
-        for task, methods in setup.tasks:
-            sources = _sources(setup, task, config)
-            full = full_model_texts(setup.model, sources, task.max_new_tokens)
-            table = token_table(setup.model, sources, full, WHOLE)
+    with open_experiment(config, workdir, only="dvp") as experiment:
+        found = _Found(experiment, "failures", "What pruning loses")
+        for task, methods in experiment.tasks:
+            sources = _sources(experiment, task, config)
+            full = full_model_texts(experiment.model, sources, task.max_new_tokens)
+            table = token_table(experiment.model, sources, full, WHOLE)
             for name, cfg in methods.items():
-                report = failure_report(table, cfg, decode_texts(setup.model, sources, cfg), sources)
-                plot = setup.workdir / f"failures_{task.name}_{name}.svg"
+                report = failure_report(table, cfg, decode_texts(experiment.model, sources, cfg), sources)
+                plot = experiment.workdir / f"failures_{task.name}_{name}.svg"
                 failure_rates(report, plot)
                 plots = {"Share of tokens that pruning loses, with 95 % intervals": plot}
                 shown = failure_table(report, examples)
@@ -118,21 +118,21 @@ def run_calibration(config: Mapping[str, Any], workdir: str | Path, *, threshold
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
-    with set_up(config, workdir, only="dvp") as setup:
-        found = _Found(setup, "calibration", "What confidence means, with and without pruning")
-        for task, methods in setup.tasks:
-            sources = _sources(setup, task, config)
+    with open_experiment(config, workdir, only="dvp") as experiment:
+        found = _Found(experiment, "calibration", "What confidence means, with and without pruning")
+        for task, methods in experiment.tasks:
+            sources = _sources(experiment, task, config)
             texts = (
-                full_model_texts(setup.model, sources, task.max_new_tokens),
+                full_model_texts(experiment.model, sources, task.max_new_tokens),
                 reference_texts(sources, task.max_new_tokens),
             )
             for name, cfg in methods.items():
                 readings = dict(zip(VOCABULARIES, (dataclasses.replace(cfg, method="calm"), cfg), strict=True))
-                own, reference = (token_table(setup.model, sources, each, readings) for each in texts)
+                own, reference = (token_table(experiment.model, sources, each, readings) for each in texts)
                 report = calibration_report(own, reference, cfg, threshold=threshold, bins=bins)
                 plots = {}
                 for target in ("full model", "reference"):
-                    plot = setup.workdir / f"reliability_{task.name}_{name}_{target.split()[0]}.svg"
+                    plot = experiment.workdir / f"reliability_{task.name}_{name}_{target.split()[0]}.svg"
                     reliability_diagrams(report, target, plot)
                     plots[f"Reliability against the {target}"] = plot
                 found.add([task.name, name], f"{task.name}, {name}", report, calibration_table(report), plots)
@@ -155,42 +155,42 @@ def run_thresholds(config: Mapping[str, Any], workdir: str | Path, *, share: flo
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
     check_share(share)
-    with set_up(config, workdir) as setup:
-        found = _Found(setup, "thresholds", f"Thresholds for which {100 * share:g} % of the exits agree")
-        for task, methods in setup.tasks:
-            ways = variants(methods, "meta" in setup.model.params)
-            sources = _sources(setup, task, config)
-            texts = full_model_texts(setup.model, sources, task.max_new_tokens)
-            report = threshold_report(token_table(setup.model, sources, texts, ways), ways, share)
+    with open_experiment(config, workdir) as experiment:
+        found = _Found(experiment, "thresholds", f"Thresholds for which {100 * share:g} % of the exits agree")
+        for task, methods in experiment.tasks:
+            ways = variants(methods, "meta" in experiment.model.params)
+            sources = _sources(experiment, task, config)
+            texts = full_model_texts(experiment.model, sources, task.max_new_tokens)
+            report = threshold_report(token_table(experiment.model, sources, texts, ways), ways, share)
             found.add([task.name], task.name, report, threshold_table(report), {})
         return found.write()
 
 
-def needed_sizes(setup: Setup, config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def needed_sizes(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The K that keeps nearly all of the full model's choices at the depths p of the dvp methods.
 
     Args:
-        setup: of the config, with dvp methods only.
+        experiment: of the config, with dvp methods only.
         config: of an evaluation.
 
     Returns:
         `coverage_rows` under the name of each task.
     """
     found = {}
-    for task, methods in setup.tasks:
-        sources = _sources(setup, task, config)
-        texts = full_model_texts(setup.model, sources, task.max_new_tokens)
+    for task, methods in experiment.tasks:
+        sources = _sources(experiment, task, config)
+        texts = full_model_texts(experiment.model, sources, task.max_new_tokens)
         layers = [cfg.prune_layer for cfg in methods.values()]
-        table = token_table(setup.model, sources, texts, WHOLE)
-        found[task.name] = coverage_rows(table, layers, setup.model.config.vocab_size)
+        table = token_table(experiment.model, sources, texts, WHOLE)
+        found[task.name] = coverage_rows(table, layers, experiment.model.config.vocab_size)
     return found
 
 
 class _Found:
     """What an analysis found so far, for its data file, its report and the terminal."""
 
-    def __init__(self, setup: Setup, name: str, title: str) -> None:
-        self._setup, self._name, self._title = setup, name, title
+    def __init__(self, experiment: Experiment, name: str, title: str) -> None:
+        self._experiment, self._name, self._title = experiment, name, title
         self._reports: Report = {}
         self._sections: list[Section] = []
         self._printed: list[str] = []
@@ -206,11 +206,11 @@ class _Found:
 
     def write(self) -> str:
         """Writes the data file and the report; returns what is to be printed."""
-        folder, made_by = self._setup.workdir, self._setup.made_by
+        folder, made_by = self._experiment.workdir, self._experiment.made_by
         write_json(folder / f"{self._name}.json", {"tasks": self._reports, **made_by})
         write_report(folder / "report.html", self._title, self._sections, made_by)
         return "\n\n".join(self._printed)
 
 
-def _sources(setup: Setup, task: Task, config: Mapping[str, Any]) -> Sources:
-    return load_sources(setup.model, task, batch_size=config["batch_size"], limit=config["limit"])
+def _sources(experiment: Experiment, task: Task, config: Mapping[str, Any]) -> Sources:
+    return load_sources(experiment.model, task, batch_size=config["batch_size"], limit=config["limit"])

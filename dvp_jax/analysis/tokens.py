@@ -37,7 +37,7 @@ WHOLE = {"whole": DecodeConfig(method="calm", min_exit_layer=1)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class DepthReadings:
     """What each depth would produce of each token, and how sure of it."""
 
     candidates: Int[np.ndarray, "tokens depths"]
@@ -60,7 +60,7 @@ class TokenTable:
     position: Int[np.ndarray, " tokens"]
     token: Int[np.ndarray, " tokens"]
     ranks: Int[np.ndarray, "tokens depths"]
-    readings: dict[str, Reading]
+    readings: dict[str, DepthReadings]
 
     def agrees(self, name: str) -> Bool[np.ndarray, "tokens depths"]:
         """Whether each depth would produce the token of the text, as the config `name` reads it."""
@@ -164,6 +164,7 @@ def token_table(
         token=np.concatenate([np.asarray(text) for text in texts]),
         ranks=np.concatenate(ranks),
         readings={
-            name: Reading(np.concatenate(candidates[name]), np.concatenate(confidences[name])) for name in cfgs
+            name: DepthReadings(np.concatenate(candidates[name]), np.concatenate(confidences[name]))
+            for name in cfgs
         },
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from dvp_jax.decode.cache import Encoded, Structure
+from dvp_jax.decode.cache import DecodeProgram, Encoded
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
 from dvp_jax.decode.text import batch_bucket, source_bucket
@@ -90,7 +90,7 @@ def lower_decode(
 
 def decode_arguments(
     model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None = None
-) -> tuple[Structure, Params, Encoded, Array]:
+) -> tuple[DecodeProgram, Params, Encoded, Array]:
     """What the jitted loops take; raises as `decode`."""
     policy = decode_policy(model, cfg)
     num_layers = model.config.num_decoder_layers
@@ -99,7 +99,7 @@ def decode_arguments(
         thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
     elif thresholds.shape != (cfg.max_new_tokens, num_layers):
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
-    structure = Structure(
+    structure = DecodeProgram(
         model.config,
         policy,
         cfg.max_new_tokens,

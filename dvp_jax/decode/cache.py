@@ -28,7 +28,7 @@ from dvp_jax.t5.model import Params, has_relative_bias
 
 
 @dataclasses.dataclass(frozen=True)
-class Structure:
+class DecodeProgram:
     """All that decides the compiled decode program, beside the shapes of its arguments."""
 
     config: T5Config
@@ -53,7 +53,7 @@ class Encoded:
 
 
 @struct.dataclass
-class Memory:
+class KVCache:
     """The self-attention memory of a batch."""
 
     caches: list[KeysValues]  # of each layer that runs: (batch, num_heads, columns, d_kv), an array each
@@ -63,12 +63,12 @@ class Memory:
     done: Int[Array, " depths"]  # tokens of that block of which each layer has keys and values
 
 
-def new_memory(structure: Structure, encoded: Encoded) -> Memory:
+def empty_cache(structure: DecodeProgram, encoded: Encoded) -> KVCache:
     """The memory of a batch that has decoded nothing."""
     config, depths = structure.config, structure.policy.last_depth
     batch = encoded.mask.shape[0]
     cache = jnp.zeros((batch, config.num_heads, structure.columns, config.d_kv), encoded.cross[0][0].dtype)
-    return Memory(
+    return KVCache(
         caches=[(cache, cache) for _ in range(depths)],
         step=jnp.int32(0),
         age=jnp.zeros(batch, jnp.int32),
@@ -77,7 +77,7 @@ def new_memory(structure: Structure, encoded: Encoded) -> Memory:
     )
 
 
-class DecoderLayers:
+class CachedDecoder:
     """The decoder's layers at one step: depth and states in, states and the layer's block of keys and values out.
 
     Args:
@@ -87,7 +87,7 @@ class DecoderLayers:
         memory: read, never written; `remember` returns the next.
     """
 
-    def __init__(self, structure: Structure, params: Params, encoded: Encoded, memory: Memory) -> None:
+    def __init__(self, structure: DecodeProgram, params: Params, encoded: Encoded, memory: KVCache) -> None:
         self._config, self._params = structure.config, params["decoder"]
         self._structure, self._cross, self._memory = structure, encoded.cross, memory
         self._padding = padding_bias(encoded.mask)
@@ -187,7 +187,7 @@ class DecoderLayers:
 
     def remember(
         self, hidden: Float[Array, "batch d_model"], ran: Int[Array, ""] | int, blocks: list[KeysValues]
-    ) -> Memory:
+    ) -> KVCache:
         """The memory after this step.
 
         Args:
@@ -198,7 +198,7 @@ class DecoderLayers:
         memory = self._memory
         caught_up = jnp.arange(len(blocks)) < ran
         write = partial(lax.dynamic_update_slice_in_dim, start_index=self._start, axis=2)
-        return Memory(
+        return KVCache(
             caches=jax.tree.map(write, memory.caches, blocks),
             step=memory.step + 1,
             age=memory.age + 1,

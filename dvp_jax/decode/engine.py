@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dvp_jax.decode.api import decode_arguments, decode_policy, encode, generate
-from dvp_jax.decode.cache import Encoded, Structure
+from dvp_jax.decode.cache import DecodeProgram, Encoded
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.text import GeneratedText, pad_rows, source_bucket, to_text, tokenize, unpad_rows
 from dvp_jax.decode.token_loop import DecodeState, new_state, next_place, next_token
@@ -41,7 +41,7 @@ Request = str | Sequence[int]
 class Result:
     """What became of a request."""
 
-    ticket: int  # of `submit`
+    request_id: int  # of `submit`
     output: GeneratedText | None  # "" as its text where the model has no tokenizer
     error: ValueError | None = None  # where there is no output
 
@@ -55,7 +55,7 @@ class Slots:
 
 
 @struct.dataclass
-class Work:
+class StepCounts:
     """How much was done."""
 
     steps: Int[Array, ""]
@@ -64,13 +64,13 @@ class Work:
 
 
 @partial(jax.jit, static_argnums=0)
-def _empty(structure: Structure, encoded: Encoded) -> Slots:
+def _empty(structure: DecodeProgram, encoded: Encoded) -> Slots:
     return Slots(encoded, new_state(structure, encoded))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _refill(
-    structure: Structure,
+    structure: DecodeProgram,
     slots: Slots,
     pool: Encoded,
     sources: Int[Array, " slots"],
@@ -104,27 +104,27 @@ def _refill(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _advance(
-    structure: Structure,
+    structure: DecodeProgram,
     params: Params,
     encoded: Encoded,
     state: DecodeState,
     thresholds: Float[Array, "max_new_tokens num_depths"],
     steps: Int[Array, ""],
     ended: Int[Array, ""],
-) -> tuple[DecodeState, Work]:
+) -> tuple[DecodeState, StepCounts]:
     """At most `steps` steps, fewer where `ended` rows have ended."""
 
-    def unfinished(carry: tuple[DecodeState, Work]) -> Array:
+    def unfinished(carry: tuple[DecodeState, StepCounts]) -> Array:
         state, work = carry
         return (work.steps < steps) & (jnp.sum(state.ended) < ended)
 
-    def step(carry: tuple[DecodeState, Work]) -> tuple[DecodeState, Work]:
+    def step(carry: tuple[DecodeState, StepCounts]) -> tuple[DecodeState, StepCounts]:
         old, work = carry
         state = next_token(structure, params, encoded, thresholds, old)
         depth = jnp.max(jnp.where(next_place(structure, old), state.decoded.exit_layers, 0))
-        return state, Work(work.steps + 1, work.tokens + jnp.sum(~old.ended), work.layers + depth)
+        return state, StepCounts(work.steps + 1, work.tokens + jnp.sum(~old.ended), work.layers + depth)
 
-    return lax.while_loop(unfinished, step, (state, Work(*[jnp.int32(0)] * 3)))
+    return lax.while_loop(unfinished, step, (state, StepCounts(*[jnp.int32(0)] * 3)))
 
 
 class _Lane:
@@ -132,32 +132,32 @@ class _Lane:
 
     def __init__(self, model: Model, cfg: DecodeConfig, num_slots: int) -> None:
         self._model, self._cfg = model, cfg
-        self.waiting: deque[tuple[int, list[int]]] = deque()  # tickets and ids
-        self._pooled: deque[tuple[int, int]] = deque()  # tickets and rows of the pool that no slot has taken yet
-        self._running: list[int | None] = [None] * num_slots  # tickets
+        self.waiting: deque[tuple[int, list[int]]] = deque()  # ids of requests, and token ids
+        self._pooled: deque[tuple[int, int]] = deque()  # ids and rows of the pool that no slot has taken yet
+        self._running: list[int | None] = [None] * num_slots  # ids of requests
         self._pool: Encoded
         self._slots: Slots
         self.encode_s = 0.0  # seconds of the last step
-        self._program: tuple[Structure, Params, Array] | None = None  # None: no request was encoded yet
+        self._program: tuple[DecodeProgram, Params, Array] | None = None  # None: no request was encoded yet
 
     @property
-    def tickets(self) -> list[int]:
+    def request_ids(self) -> list[int]:
         """Of the requests that run or wait."""
-        running = [ticket for ticket in self._running if ticket is not None]
-        return running + [ticket for ticket, _ in (*self._pooled, *self.waiting)]
+        running = [request_id for request_id in self._running if request_id is not None]
+        return running + [request_id for request_id, _ in (*self._pooled, *self.waiting)]
 
-    def cancel(self, ticket: int) -> None:
+    def cancel(self, request_id: int) -> None:
         """Drops a request that is here; its slot is free at the next step."""
-        self.waiting = deque(item for item in self.waiting if item[0] != ticket)
-        self._pooled = deque(item for item in self._pooled if item[0] != ticket)
-        if ticket in self._running:
-            place = self._running.index(ticket)
+        self.waiting = deque(item for item in self.waiting if item[0] != request_id)
+        self._pooled = deque(item for item in self._pooled if item[0] != request_id)
+        if request_id in self._running:
+            place = self._running.index(request_id)
             self._running[place] = None
             state = self._slots.state
             state = dataclasses.replace(state, ended=state.ended.at[place].set(True))
             self._slots = dataclasses.replace(self._slots, state=state)
 
-    def step(self, steps: int) -> tuple[list[tuple[int, GeneratedText]], Work]:
+    def step(self, steps: int) -> tuple[list[tuple[int, GeneratedText]], StepCounts]:
         """Refills the slots, steps them, and returns the texts that ended."""
         self.encode_s = 0.0
         self._fill()
@@ -171,20 +171,20 @@ class _Lane:
             state, work = _advance(structure, params, slots.encoded, slots.state, thresholds, steps, enough)
         self._slots = dataclasses.replace(slots, state=state)
         ended = gathered(state.ended)
-        over = [place for place, ticket in enumerate(self._running) if ticket is not None and ended[place]]
+        over = [place for place, request_id in enumerate(self._running) if request_id is not None and ended[place]]
         if not over:
             return [], work
         decoded = jax.tree.map(gathered, state.decoded)
         texts = []
         for place in over:
-            ticket, self._running[place] = self._running[place], None
-            assert ticket is not None
-            texts.append((ticket, to_text(self._model, decoded, place)))
+            request_id, self._running[place] = self._running[place], None
+            assert request_id is not None
+            texts.append((request_id, to_text(self._model, decoded, place)))
         return texts, work
 
     def _fill(self) -> None:
         """Gives each free slot a request, of the pool or else of those that wait."""
-        while (free := [place for place, ticket in enumerate(self._running) if ticket is None]) and (
+        while (free := [place for place, request_id in enumerate(self._running) if request_id is None]) and (
             self._pooled or self.waiting
         ):
             if not self._pooled:
@@ -192,8 +192,8 @@ class _Lane:
             begin = [self._pooled.popleft() for _ in free[: len(self._pooled)]]
             slots = len(self._running)
             sources, places = np.zeros(slots, np.int32), np.full(slots, slots, np.int32)
-            for i, ((ticket, source), place) in enumerate(zip(begin, free, strict=False)):
-                self._running[place], sources[i], places[i] = ticket, source, place
+            for i, ((request_id, source), place) in enumerate(zip(begin, free, strict=False)):
+                self._running[place], sources[i], places[i] = request_id, source, place
             assert self._program is not None
             self._slots = _refill(self._program[0], self._slots, self._pool, sources, places, len(begin))
 
@@ -206,7 +206,7 @@ class _Lane:
         size = 1 if len(rows) == 1 else len(self._running)
         self._pool = jax.block_until_ready(encode(self._model, *source, rows=size))
         self.encode_s += time.perf_counter() - begin
-        self._pooled = deque((ticket, row) for row, (ticket, _) in enumerate(chosen))
+        self._pooled = deque((request_id, row) for row, (request_id, _) in enumerate(chosen))
         if self._program is None:
             slots = len(self._running)
             nothing = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), self._pool)
@@ -251,7 +251,7 @@ class Engine:
         self._max_source_length = max_source_length
         self._lanes: dict[int, _Lane] = {}
         self._refused: list[Result] = []
-        self._tickets = 0
+        self._num_requests = 0
         self.work = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
         """Steps taken, tokens they decoded, layers they ran (of each step as many as its deepest row), and seconds
         that the encoder took."""
@@ -260,43 +260,45 @@ class Engine:
         """Lets a request wait for a slot; a bad one gets its error as its result.
 
         Returns:
-            Its ticket: 0, 1, ...
+            Its id: 0, 1, ...
         """
-        ticket, self._tickets = self._tickets, self._tickets + 1
+        request_id, self._num_requests = self._num_requests, self._num_requests + 1
         try:
             ids = self._ids(request)
         except ValueError as error:
-            self._refused.append(Result(ticket, None, error))
+            self._refused.append(Result(request_id, None, error))
         else:
             bucket = source_bucket(len(ids))
             lane = self._lanes.setdefault(bucket, _Lane(self._model, self._cfg, self._num_slots))
-            lane.waiting.append((ticket, ids))
-        return ticket
+            lane.waiting.append((request_id, ids))
+        return request_id
 
-    def cancel(self, ticket: int) -> bool:
+    def cancel(self, request_id: int) -> bool:
         """Drops a request, whose result is an error that says so; False where it is not here (any more)."""
         for lane in self._lanes.values():
-            if ticket in lane.tickets:
-                lane.cancel(ticket)
-                self._refused.append(Result(ticket, None, ValueError("request was cancelled")))
+            if request_id in lane.request_ids:
+                lane.cancel(request_id)
+                self._refused.append(Result(request_id, None, ValueError("request was cancelled")))
                 return True
         return False
 
     def step(self) -> list[Result]:
         """Steps the slots of one bucket; returns what has ended since, in no order."""
         results, self._refused = self._refused, []
-        lanes = [(lane, tickets) for lane in self._lanes.values() if (tickets := lane.tickets)]
+        lanes = [(lane, request_ids) for lane in self._lanes.values() if (request_ids := lane.request_ids)]
         if not lanes:
             return results
         oldest, _ = min(lanes, key=lambda item: min(item[1]))
         fullest, _ = max(lanes, key=lambda item: min(len(item[1]), self._num_slots))
-        waited_long = self._tickets - min(min(tickets) for _, tickets in lanes) > _PATIENCE * self._num_slots
+        waited_long = (
+            self._num_requests - min(min(request_ids) for _, request_ids in lanes) > _PATIENCE * self._num_slots
+        )
         lane = oldest if waited_long else fullest
         texts, work = lane.step(self._steps)
         self.work["encode_s"] += lane.encode_s
         for name in ("steps", "tokens", "layers"):
             self.work[name] += int(getattr(work, name))
-        return results + [Result(ticket, text) for ticket, text in texts]
+        return results + [Result(request_id, text) for request_id, text in texts]
 
     def run(self, requests: Iterable[Request], *, in_order: bool = False) -> Iterator[Result]:
         """Decodes requests, taken one by one as there is room for them.
@@ -305,21 +307,21 @@ class Engine:
             requests: any number; read no further ahead than `_AHEAD` times the slots.
             in_order: results in the order of the requests; else as they end.
         """
-        coming, next_ticket, held = iter(requests), self._tickets, dict[int, Result]()
+        coming, next_id, held = iter(requests), self._num_requests, dict[int, Result]()
         while True:
-            room = _AHEAD * self._num_slots - sum(len(lane.tickets) for lane in self._lanes.values())
+            room = _AHEAD * self._num_slots - sum(len(lane.request_ids) for lane in self._lanes.values())
             for request in itertools.islice(coming, max(room, 0)):
                 self.submit(request)
             results = self.step()
-            if not results and not any(lane.tickets for lane in self._lanes.values()):
+            if not results and not any(lane.request_ids for lane in self._lanes.values()):
                 return
             if not in_order:
                 yield from results
                 continue
-            held.update((result.ticket, result) for result in results)
-            while next_ticket in held:
-                yield held.pop(next_ticket)
-                next_ticket += 1
+            held.update((result.request_id, result) for result in results)
+            while next_id in held:
+                yield held.pop(next_id)
+                next_id += 1
 
     def texts(self, requests: Iterable[Request]) -> list[GeneratedText]:
         """Decodes requests that must all be good: those of the longest sources first, which keeps slots busier.

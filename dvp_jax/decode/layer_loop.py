@@ -18,7 +18,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import DecoderLayers
+from dvp_jax.decode.cache import CachedDecoder
 from dvp_jax.t5.layers import KeysValues
 
 
@@ -104,7 +104,7 @@ def propagate_state(
 
 
 def run_together(
-    layers: DecoderLayers, depths: Sequence[int], state: DepthState
+    layers: CachedDecoder, depths: Sequence[int], state: DepthState
 ) -> tuple[Array, DepthState, list[KeysValues]]:
     """Shallow-deep (FREE, section 3): all deeper layers, for this token and those that wait side by side, or none.
 

@@ -5,31 +5,31 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import DecoderLayers, Encoded, Memory, Structure
+from dvp_jax.decode.cache import CachedDecoder, DecodeProgram, Encoded, KVCache
 from dvp_jax.decode.layer_loop import DepthState
-from dvp_jax.decode.step import whole_vocabulary
-from dvp_jax.exits.policy import Depth, Oracle, Readers
+from dvp_jax.decode.step import full_vocabulary
+from dvp_jax.exits.policy import Heads, LayerOutput, Oracle
 from dvp_jax.exits.thresholds import ALWAYS
 from dvp_jax.t5.model import Params, embed
 
 
 def decode_oracle_token(
-    structure: Structure,
+    structure: DecodeProgram,
     params: Params,
     encoded: Encoded,
-    memory: Memory,
+    memory: KVCache,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
     thresholds: Float[Array, "max_new_tokens num_depths"],
-) -> tuple[DepthState, Memory]:
+) -> tuple[DepthState, KVCache]:
     """`decode_token` of the `Oracle`: runs all layers, and then looks for the first that said the same.
 
     Args and returns as of `decode_token`; what a confidence exceeds does not matter.
     """
     config, policy = structure.config, structure.policy
     assert isinstance(policy, Oracle)
-    layers = DecoderLayers(structure, params, encoded, memory)
-    readers = Readers(whole_vocabulary(config, params), params.get("meta"))
+    layers = CachedDecoder(structure, params, encoded, memory)
+    readers = Heads(full_vocabulary(config, params), params.get("meta"))
     states = [embed(params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...
     blocks, readings = [], []
     for depth in range(1, policy.last_depth + 1):
@@ -37,7 +37,9 @@ def decode_oracle_token(
         states.append(hidden)
         blocks.append(block)
         if depth >= policy.first_exit:
-            readings.append(policy.decide(Depth(depth, hidden, states[-2], ~ended), jnp.asarray(ALWAYS), readers))
+            readings.append(
+                policy.decide(LayerOutput(depth, hidden, states[-2], ~ended), jnp.asarray(ALWAYS), readers)
+            )
 
     tokens = jnp.stack([reading.token for reading in readings])
     first = jnp.argmax(tokens == tokens[-1], axis=0)

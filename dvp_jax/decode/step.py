@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import DecoderLayers, Encoded, Memory, Structure
+from dvp_jax.decode.cache import CachedDecoder, DecodeProgram, Encoded, KVCache
 from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state, run_together
-from dvp_jax.exits.policy import Depth, Readers, Reading
+from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -18,14 +18,14 @@ from dvp_jax.t5.model import Params, embed, unembedding
 
 
 def decode_token(
-    structure: Structure,
+    structure: DecodeProgram,
     params: Params,
     encoded: Encoded,
-    memory: Memory,
+    memory: KVCache,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
     thresholds: Float[Array, "max_new_tokens num_depths"],
-) -> tuple[DepthState, Memory]:
+) -> tuple[DepthState, KVCache]:
     """Decodes the token after `token` in every row whose text has not ended.
 
     Args:
@@ -41,19 +41,19 @@ def decode_token(
         The rows' tokens, exits and confidences, and the memory that has them.
     """
     config, policy = structure.config, structure.policy
-    layers = DecoderLayers(structure, params, encoded, memory)
+    layers = CachedDecoder(structure, params, encoded, memory)
     of_row = thresholds[memory.age]
-    vocabulary = whole = whole_vocabulary(config, params)
+    vocabulary = whole = full_vocabulary(config, params)
     meta = params.get("meta")
 
-    def at(depth: int, state: DepthState) -> Depth:
-        return Depth(depth, state.hidden, state.before, ~state.exited)
+    def at(depth: int, state: DepthState) -> LayerOutput:
+        return LayerOutput(depth, state.hidden, state.before, ~state.exited)
 
-    def kept_readers(state: DepthState) -> Readers:
+    def kept_readers(state: DepthState) -> Heads:
         # Once the loop below runs, `vocabulary` is what the policy kept.
-        return Readers(dataclasses.replace(vocabulary, kept=state.kept), meta)
+        return Heads(dataclasses.replace(vocabulary, kept=state.kept), meta)
 
-    def leave(state: DepthState, reading: Reading) -> DepthState:
+    def leave(state: DepthState, reading: ExitDecision) -> DepthState:
         return dataclasses.replace(
             state,
             exited=state.exited | reading.leaves,
@@ -101,12 +101,12 @@ def decode_token(
 
     def read_last(state: DepthState) -> DepthState:
         last = at(policy.last_depth, state)
-        return leave(state, policy.read_last(last, Readers(whole, meta), kept_readers(state)))
+        return leave(state, policy.read_last(last, Heads(whole, meta), kept_readers(state)))
 
     return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), memory
 
 
-def whole_vocabulary(config: T5Config, params: Params) -> Vocabulary:
+def full_vocabulary(config: T5Config, params: Params) -> Vocabulary:
     """Every token, read through the decoder's final norm."""
     return Vocabulary(
         rows=unembedding(config, params),

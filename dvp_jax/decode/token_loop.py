@@ -10,7 +10,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import Encoded, Memory, Structure, new_memory
+from dvp_jax.decode.cache import DecodeProgram, Encoded, KVCache, empty_cache
 from dvp_jax.decode.oracle import decode_oracle_token
 from dvp_jax.decode.step import decode_token
 from dvp_jax.exits.policy import Oracle
@@ -33,24 +33,24 @@ class DecodeState:
 
     token: Int[Array, " batch"]  # the last one of each row
     ended: Bool[Array, " batch"]
-    memory: Memory
+    memory: KVCache
     decoded: Decoded
 
 
-def new_state(structure: Structure, encoded: Encoded) -> DecodeState:
+def new_state(structure: DecodeProgram, encoded: Encoded) -> DecodeState:
     """Of a batch that has decoded nothing."""
     config, batch = structure.config, encoded.active.shape[0]
     counts = jnp.zeros((batch, structure.max_new_tokens), jnp.int32)
     return DecodeState(
         token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
         ended=~encoded.active,
-        memory=new_memory(structure, encoded),
+        memory=empty_cache(structure, encoded),
         decoded=Decoded(counts + config.pad_token_id, counts[:, 0], counts, counts.astype(jnp.float32)),
     )
 
 
 def next_token(
-    structure: Structure,
+    structure: DecodeProgram,
     params: Params,
     encoded: Encoded,
     thresholds: Float[Array, "max_new_tokens num_depths"],
@@ -79,14 +79,14 @@ def next_token(
     )
 
 
-def next_place(structure: Structure, state: DecodeState) -> Bool[Array, "batch max_new_tokens"]:
+def next_place(structure: DecodeProgram, state: DecodeState) -> Bool[Array, "batch max_new_tokens"]:
     """Where the next token of each row goes; nowhere in rows whose text has ended."""
     return (jnp.arange(structure.max_new_tokens) == state.memory.age[:, None]) & ~state.ended[:, None]
 
 
 @partial(jax.jit, static_argnums=0)
 def decode_tokens(
-    structure: Structure,
+    structure: DecodeProgram,
     params: Params,
     encoded: Encoded,
     thresholds: Float[Array, "max_new_tokens num_depths"],

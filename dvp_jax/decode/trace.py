@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from dvp_jax.decode.api import decode_policy
 from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.step import whole_vocabulary
-from dvp_jax.exits.policy import Depth, ExitPolicy, Oracle, Readers
+from dvp_jax.decode.step import full_vocabulary
+from dvp_jax.exits.policy import ExitPolicy, Heads, LayerOutput, Oracle
 from dvp_jax.exits.thresholds import ALWAYS
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, Segment, padding_bias, relative_bias
@@ -97,15 +97,15 @@ def _read(
     targets: Int[Array, " rows"],
 ) -> Trace:
     """What each depth says of each row, a row being one token; its states begin with h_0."""
-    vocabulary = whole = whole_vocabulary(config, params)
+    vocabulary = whole = full_vocabulary(config, params)
     meta = params.get("meta")
     everyone = jnp.ones(targets.shape, bool)
     readings, ranks = [], []
     for number in range(1, config.num_decoder_layers + 1):
-        depth = Depth(number, states[:, number], states[:, number - 1], everyone)
-        readers = Readers(vocabulary, meta)
+        depth = LayerOutput(number, states[:, number], states[:, number - 1], everyone)
+        readers = Heads(vocabulary, meta)
         if number == config.num_decoder_layers:
-            readings.append(policy.read_last(depth, Readers(whole, meta), readers))
+            readings.append(policy.read_last(depth, Heads(whole, meta), readers))
         else:
             readings.append(policy.decide(depth, jnp.asarray(ALWAYS), readers))
             if number >= policy.first_exit:  # before it decoding would not have asked

@@ -86,16 +86,16 @@ def evaluate(
     # One at a time there is nobody to make room for: each example is a unit of work of its own.
     unit = batch_size if batch_size == 1 else batch_size * _BATCHES
     batches = [sources[start : start + unit] for start in range(0, len(sources), unit)]
-    if len(batches) < done.hosts.parts:
+    if len(batches) < done.process.parts:
         raise ValueError(
-            f"num_processes is {done.hosts.parts}; allowed: at most {len(batches)}, the parts that {task.name} is "
+            f"num_processes is {done.process.parts}; allowed: at most {len(batches)}, the parts that {task.name} is "
             f"decoded in ({len(examples)} examples, batch_size {batch_size})"
         )
     left = {
         index: [name for name in methods if done.get(task.name, name, index) is None]
         for index in range(len(batches))
     }
-    mine = done.hosts.part([index for index, names in left.items() if names])
+    mine = done.process.part([index for index, names in left.items() if names])
     buckets = {source_bucket(len(row)): row for index in mine for row in batches[index]}
     for row in tqdm(buckets.values(), desc="compiling", unit="shape"):
         for cfg in methods.values():

@@ -19,34 +19,34 @@ from dvp_jax.evaluate.evaluation import compare_with_full, evaluate, make_method
 from dvp_jax.evaluate.reports import report_evaluation, report_sweep
 from dvp_jax.evaluate.traces import trace_texts
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import own_workdir, write_json, write_json_lines
+from dvp_jax.runs.files import lock_workdir, write_json, write_json_lines
 from dvp_jax.runs.predictions import Line, Predictions, read_json
-from dvp_jax.runs.processes import ALONE, Hosts
+from dvp_jax.runs.processes import ALONE, Process
 from dvp_jax.runs.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.sharding import make_mesh, several_processes
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class Experiment:
     """What an evaluation config names, checked and loaded."""
 
     workdir: Path
     model: Model
     tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
     made_by: dict[str, Any]
-    hosts: Hosts = ALONE
+    process: Process = ALONE
 
 
 @contextlib.contextmanager
-def set_up(
+def open_experiment(
     config: Mapping[str, Any],
     workdir: str | Path,
     *,
     only: str | None = None,
     seed: int | None = None,
     model: Model | None = None,
-) -> Iterator[Setup]:
+) -> Iterator[Experiment]:
     """Owns the folder for results, checks an evaluation config, and only then loads the model.
 
     Args:
@@ -63,9 +63,9 @@ def set_up(
     """
     if not config["model"]:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
-    hosts = processes.current()
-    with own_workdir(workdir, hosts.index) as folder:
-        hosts.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
+    process = processes.current()
+    with lock_workdir(workdir, process.index) as folder:
+        process.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
         tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
         methods = [make_methods(config["methods"], task.max_new_tokens) for task in tasks]
         if only is not None:
@@ -77,9 +77,9 @@ def set_up(
             mesh = make_mesh(config.get("mesh"))
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
         made_by = provenance(config, model, tasks, seed)
-        hosts.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
-        hosts = dataclasses.replace(hosts, together=several_processes(model.mesh))
-        yield Setup(folder, model, list(zip(tasks, methods, strict=True)), made_by, hosts)
+        process.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
+        process = dataclasses.replace(process, together=several_processes(model.mesh))
+        yield Experiment(folder, model, list(zip(tasks, methods, strict=True)), made_by, process)
 
 
 def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
@@ -104,21 +104,21 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
     """
     if "sweep" in config:
         config = {**config, "methods": sweep_methods(config["sweep"])}
-    with set_up(config, workdir) as setup:
-        folder, model, made_by = setup.workdir, setup.model, setup.made_by
-        done = Predictions(folder, _key(made_by), setup.hosts)
+    with open_experiment(config, workdir) as experiment:
+        folder, model, made_by = experiment.workdir, experiment.model, experiment.made_by
+        done = Predictions(folder, _key(made_by), experiment.process)
         rows: list[dict[str, Any]] = []
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
-        for task, ways in setup.tasks:
+        for task, ways in experiment.tasks:
             of_task = evaluate(
                 model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
             )
             rows += of_task[0]
             lines += of_task[1]
-            if setup.hosts.first or setup.hosts.together:
+            if experiment.process.first or experiment.process.together:
                 traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
-        if setup.hosts.first:
+        if experiment.process.first:
             write_json_lines(folder / "traces.jsonl", traces)
             done.finish(lines, {"rows": rows, **made_by})
             report_evaluation(folder, rows, made_by, traces)
@@ -171,18 +171,18 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         ValueError: bad settings or data.
         OSError: files that are missing, or a workdir that is in use or cannot be written.
     """
-    with set_up({**config, "methods": sweep_methods(config["sweep"])}, workdir) as setup:
-        cells = decode_cells(setup)
+    with open_experiment({**config, "methods": sweep_methods(config["sweep"])}, workdir) as experiment:
+        cells = decode_cells(experiment)
         rows = [row for cell in cells for row in cell["rows"]]
-        made_by = {**setup.made_by, "config": dict(config)}
-        if setup.hosts.first:
-            write_json(setup.workdir / "sweep.json", {"cells": rows, **made_by})
-            report_sweep(setup.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
+        made_by = {**experiment.made_by, "config": dict(config)}
+        if experiment.process.first:
+            write_json(experiment.workdir / "sweep.json", {"cells": rows, **made_by})
+            report_sweep(experiment.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
         return rows
 
 
-def decode_cells(setup: Setup) -> list[dict[str, Any]]:
-    """Decodes each method of a setup by itself, into a file under cells/; the files that are there already stay.
+def decode_cells(experiment: Experiment) -> list[dict[str, Any]]:
+    """Decodes each method of a experiment by itself, into a file under cells/; the files that are there already stay.
 
     Returns:
         Of each method "rows", as in results.json, "predictions", as in predictions.jsonl, and "traces".
@@ -192,32 +192,34 @@ def decode_cells(setup: Setup) -> list[dict[str, Any]]:
             than cells.
         OSError: files that are missing or cannot be written, or the processes share no folder.
     """
-    model, config = setup.model, setup.made_by["config"]
-    tasks, methods = zip(*setup.tasks, strict=True)
+    model, config = experiment.model, experiment.made_by["config"]
+    tasks, methods = zip(*experiment.tasks, strict=True)
     for cfg in methods[0].values():
         decode_policy(model, cfg)
-    made_each = {**setup.made_by, "config": {**config, "methods": None, "sweep": None}}
-    if len(methods[0]) < setup.hosts.parts:
-        raise ValueError(f"num_processes is {setup.hosts.parts}; allowed: at most the cells, {len(methods[0])}")
-    (setup.workdir / "cells").mkdir(exist_ok=True)
+    made_each = {**experiment.made_by, "config": {**config, "methods": None, "sweep": None}}
+    if len(methods[0]) < experiment.process.parts:
+        raise ValueError(
+            f"num_processes is {experiment.process.parts}; allowed: at most the cells, {len(methods[0])}"
+        )
+    (experiment.workdir / "cells").mkdir(exist_ok=True)
     keys = {name: _key({**made_each, "cell": config["methods"][name]}) for name in methods[0]}
-    paths = {name: setup.workdir / "cells" / f"{name}.json" for name in methods[0]}
+    paths = {name: experiment.workdir / "cells" / f"{name}.json" for name in methods[0]}
 
     def found(name: str) -> dict[str, Any] | None:
         cell = read_json(paths[name])
         return cell if cell is not None and cell["key"] == keys[name] else None
 
     missing = [name for name in methods[0] if found(name) is None]
-    setup.hosts.wait()
-    for name in tqdm(setup.hosts.part(missing), desc="sweep", unit="cell"):
+    experiment.process.wait()
+    for name in tqdm(experiment.process.part(missing), desc="sweep", unit="cell"):
         ways = [{name: of_task[name]} for of_task in methods]
         decoded = {**_decode_cell(model, tasks, ways, config), "key": keys[name]}
-        if setup.hosts.writes:
+        if experiment.process.writes:
             write_json(paths[name], decoded)
-    setup.hosts.wait()
+    experiment.process.wait()
     cells = [cell for name in methods[0] if (cell := found(name)) is not None]
     if len(cells) < len(methods[0]):
-        raise OSError(f"workdir {setup.workdir} lacks cells; allowed: a folder that all processes share")
+        raise OSError(f"workdir {experiment.workdir} lacks cells; allowed: a folder that all processes share")
     for task in tasks:
         compare_with_full([row for cell in cells for row in cell["rows"] if row["task"] == task.name])
     return cells

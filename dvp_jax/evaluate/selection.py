@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dvp_jax.data.task import Example
-from dvp_jax.evaluate.experiment import Setup, decode_cells, set_up, sweep_methods
+from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, sweep_methods
 from dvp_jax.evaluate.learn_then_test import check_promise, choose, learn_then_test, smallest_delta
 from dvp_jax.evaluate.reports import work
 from dvp_jax.metrics.quality import text_quality
@@ -114,13 +114,13 @@ def select(
     config = _with_task({**config, "sweep": {"full": {}, **config["sweep"]}}, task)
     methods = sweep_methods(config["sweep"])
     paths = ordered_paths(methods)
-    with set_up({**config, "methods": methods}, workdir) as setup:
-        ((of_task, cfgs),) = setup.tasks
+    with open_experiment({**config, "methods": methods}, workdir) as experiment:
+        ((of_task, cfgs),) = experiment.tasks
         promise = dataclasses.replace(promise, measure=promise.measure or of_task.measure)
         n = len(of_task.load()[: config["limit"]])
         if guarantee:
             _warn_of_reach(n, promise, len(paths))
-        rows, losses = _decode(setup, promise)
+        rows, losses = _decode(experiment, promise)
         full = next(iter(rows.values()))
         settings, certificate = _test(rows, losses, paths, promise, guarantee)
         allowed = np.array([setting["rejected" if guarantee else "within"] for setting in settings], bool)
@@ -134,7 +134,7 @@ def select(
                 **{name: config[name] for name in ("model", "dtype", "batch_size", "explore")},
                 "methods": {name: methods[name] for name in (full["name"], returned)},
             }
-            with set_up(checking, setup.workdir / "check", model=setup.model) as held_out:
+            with open_experiment(checking, experiment.workdir / "check", model=experiment.model) as held_out:
                 seen["check"] = _seen(*_decode(held_out, promise), returned)
         result = {
             "config": dataclasses.asdict(cfgs[returned]),
@@ -145,9 +145,9 @@ def select(
             "certificate": certificate,
             "settings": settings,
             "seen": seen,
-            "made_by": setup.made_by,
+            "made_by": experiment.made_by,
         }
-        write_json(Path(output) if output else setup.workdir / "selected.json", result)
+        write_json(Path(output) if output else experiment.workdir / "selected.json", result)
     return result
 
 
@@ -198,12 +198,12 @@ def _warn_of_reach(n: int, promise: Promise, num_paths: int) -> None:
 
 
 def _decode(
-    setup: Setup, promise: Promise
+    experiment: Experiment, promise: Promise
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Float[np.ndarray, " examples"]]]:
-    """Rows and losses of each method of a setup of one task, the full model first."""
-    cells = decode_cells(setup)
-    ((task, _),) = setup.tasks
-    examples = task.load()[: setup.made_by["config"]["limit"]]
+    """Rows and losses of each method of a experiment of one task, the full model first."""
+    cells = decode_cells(experiment)
+    ((task, _),) = experiment.tasks
+    examples = task.load()[: experiment.made_by["config"]["limit"]]
     texts = {cell["rows"][0]["name"]: [line["text"] for line in cell["predictions"]] for cell in cells}
     full_texts = next(iter(texts.values()))
     losses = {name: promise.losses(own, full_texts, examples) for name, own in texts.items()}

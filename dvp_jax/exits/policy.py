@@ -22,14 +22,14 @@ from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import MetaClassifier
 
 
-class Readers(NamedTuple):
+class Heads(NamedTuple):
     """What turns hidden states into tokens and confidence."""
 
     vocabulary: Vocabulary  # whole, or what the policy kept
     meta: MetaClassifier | None  # of models that have one
 
 
-class Depth(NamedTuple):
+class LayerOutput(NamedTuple):
     """Where the rows stand after a layer."""
 
     number: int  # l
@@ -38,7 +38,7 @@ class Depth(NamedTuple):
     asking: Bool[Array, " batch"]  # rows that have not left
 
 
-class Reading(NamedTuple):
+class ExitDecision(NamedTuple):
     """What a depth says of each row."""
 
     leaves: Bool[Array, " batch"]
@@ -66,13 +66,13 @@ class ExitPolicy(Protocol):
     def all_or_none(self) -> bool:
         """Whether a token leaves at `first_exit` or not before `last_depth`, and no layer skips it (FREE)."""
 
-    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
+    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
         """Called at each depth up to `first_exit`: the vocabulary that deeper candidates are read from."""
 
-    def decide(self, depth: Depth, threshold: Float[Array, "#batch"], readers: Readers) -> Reading:
+    def decide(self, depth: LayerOutput, threshold: Float[Array, "#batch"], readers: Heads) -> ExitDecision:
         """Which of the asking rows leave at a candidate depth, and with what."""
 
-    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
         """Reads the asking rows, which reached `last_depth`: all of them leave."""
 
 
@@ -101,30 +101,30 @@ class Static:
     def compares(self) -> bool:
         return self.confidence in MEASURES_OF_CHANGE
 
-    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
+    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
         return vocabulary
 
-    def decide(self, depth: Depth, threshold: Array, readers: Readers) -> Reading:
+    def decide(self, depth: LayerOutput, threshold: Array, readers: Heads) -> ExitDecision:
         reading = self._read(depth, readers, self.sure)
         return reading._replace(leaves=depth.asking & (reading.confidence > threshold))
 
-    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
         return self._read(depth, whole)
 
-    def _read(self, depth: Depth, readers: Readers, sure: int = 1) -> Reading:
+    def _read(self, depth: LayerOutput, readers: Heads, sure: int = 1) -> ExitDecision:
         logits, kept = self._candidates(depth, readers.vocabulary, sure)
         best = best_two(logits, whole=readers.vocabulary.ids is None)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
         else:
             confidence = self._confidence_of_hidden(depth, readers)
-        return Reading(depth.asking, readers.vocabulary.token(best.candidate), confidence, kept)
+        return ExitDecision(depth.asking, readers.vocabulary.token(best.candidate), confidence, kept)
 
-    def _candidates(self, depth: Depth, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
+    def _candidates(self, depth: LayerOutput, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
         """The logits that the depth is read from."""
         return vocabulary.logits(depth.hidden, sure), vocabulary.kept
 
-    def _confidence_of_hidden(self, depth: Depth, readers: Readers) -> Array:
+    def _confidence_of_hidden(self, depth: LayerOutput, readers: Heads) -> Array:
         normed = readers.vocabulary.normed(depth.hidden)
         return HIDDEN_MEASURES[self.confidence](States(depth.hidden, depth.before, normed, readers.meta))
 
@@ -163,7 +163,7 @@ class CALM(Static):
 class HiddenCALM(CALM):
     """CALM with its other two measures, of the hidden state: no depth before the exit touches the unembedding."""
 
-    def decide(self, depth: Depth, threshold: Array, readers: Readers) -> Reading:
+    def decide(self, depth: LayerOutput, threshold: Array, readers: Heads) -> ExitDecision:
         confidence = self._confidence_of_hidden(depth, readers)
         leaves = depth.asking & (confidence > threshold)
 
@@ -173,7 +173,7 @@ class HiddenCALM(CALM):
         def nothing(hidden: Array) -> Array:
             return jnp.zeros(hidden.shape[0], jnp.int32)
 
-        return Reading(leaves, lax.cond(jnp.any(leaves), token, nothing, depth.hidden), confidence, None)
+        return ExitDecision(leaves, lax.cond(jnp.any(leaves), token, nothing, depth.hidden), confidence, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +196,14 @@ class DVP(CALM):
     def sure(self) -> int:
         return self.rows
 
-    def observe(self, depth: Depth, vocabulary: Vocabulary) -> Vocabulary:
+    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
         if depth.number != self.prune_layer:
             return vocabulary
         return self.rule.prune(depth.number, vocabulary.logits(depth.hidden, self.sure), vocabulary)
 
-    def read_last(self, depth: Depth, whole: Readers, readers: Readers) -> Reading:
+    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
         return self._read(depth, whole if self.final_vocab == "full" else readers)
 
-    def _candidates(self, depth: Depth, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
+    def _candidates(self, depth: LayerOutput, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
         logits, kept = super()._candidates(depth, vocabulary, sure)
         return (logits, kept) if vocabulary.ids is None else self.rule.shrink(depth.number, logits, kept)

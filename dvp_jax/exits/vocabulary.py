@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.t5.int8 import Screen, rows_logits
+from dvp_jax.t5.int8 import Int8Unembedding, rows_logits
 from dvp_jax.t5.layers import linear, rms_norm
 from dvp_jax.t5.top_k import top_k
 
@@ -25,7 +25,7 @@ class Vocabulary:
     rows: Float[Array, "vocab d_model"] | Float[Array, "batch kept d_model"]
     ids: Int[Array, "batch kept"] | None
     norm: Float[Array, " d_model"]
-    screen: Screen | None
+    screen: Int8Unembedding | None
     epsilon: float = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)
     kept: Bool[Array, "batch kept"] | None = None  # False: not a candidate, its logit is -inf

@@ -29,7 +29,7 @@ def prepare_workdir(workdir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def own_workdir(workdir: str | Path, index: int = 0) -> Iterator[Path]:
+def lock_workdir(workdir: str | Path, index: int = 0) -> Iterator[Path]:
     """`prepare_workdir`, and no other process may own the folder meanwhile, but those of the same run.
 
     The lock is the kernel's: it ends with the process, however that ends.

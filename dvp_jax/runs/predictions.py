@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dvp_jax.runs.files import write_json, write_json_lines
-from dvp_jax.runs.processes import ALONE, Hosts
+from dvp_jax.runs.processes import ALONE, Process
 
 Line = dict[str, Any]
 """A row of predictions.jsonl: "task", "name", "id", "batch", the text with its tokens, and seconds."""
@@ -25,25 +25,25 @@ class Predictions:
     Args:
         workdir: exists and is owned by this process, or by the processes of this run; None keeps nothing.
         key: of all that decides the texts. Batches found under another key are not used.
-        hosts: this process among those of the run.
+        process: this process among those of the run.
     """
 
-    def __init__(self, workdir: Path | None = None, key: str = "", hosts: Hosts = ALONE) -> None:
-        self._workdir, self._key, self.hosts = workdir, key, hosts
+    def __init__(self, workdir: Path | None = None, key: str = "", process: Process = ALONE) -> None:
+        self._workdir, self._key, self.process = workdir, key, process
         self._batches: dict[tuple[str, str, int], list[Line]] = {}
         if workdir is None:
             return
-        self._partial = workdir / f"predictions.partial{f'-{hosts.index}' if hosts.index else ''}.jsonl"
+        self._partial = workdir / f"predictions.partial{f'-{process.index}' if process.index else ''}.jsonl"
         self._read()
-        hosts.wait()
+        process.wait()
         others = self._others()
-        if hosts.first:
+        if process.first:
             # As it stands in memory: nothing torn, and nothing of another key.
             self._begin(x for lines in self._batches.values() for x in lines)
             for path in others:
                 path.unlink()
-        hosts.wait()
-        if hosts.writes and not hosts.first:
+        process.wait()
+        if process.writes and not process.first:
             self._begin(())
 
     def _begin(self, lines: Iterable[Line]) -> None:
@@ -67,10 +67,10 @@ class Predictions:
 
     def gather(self) -> None:
         """Waits until all processes have come so far, and takes up what they decoded."""
-        if self.hosts.count > 1:
-            self.hosts.wait()
+        if self.process.count > 1:
+            self.process.wait()
             self._read()
-            self.hosts.wait()  # before process 0 removes what the others still read
+            self.process.wait()  # before process 0 removes what the others still read
 
     def all(self, task: str, name: str, batches: int) -> list[Line]:
         """The lines of the batches from 0 on.
@@ -93,7 +93,7 @@ class Predictions:
     def add(self, task: str, name: str, batch: int, lines: Sequence[Line]) -> list[Line]:
         """Notes a finished batch; returns its lines as they stand in the file."""
         whole = [{"task": task, "name": name, "batch": batch, "rows": len(lines), **line} for line in lines]
-        if self._workdir is not None and self.hosts.writes:
+        if self._workdir is not None and self.process.writes:
             with open(self._partial, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole))
         self._batches[task, name, batch] = whole

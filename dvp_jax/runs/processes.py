@@ -39,7 +39,7 @@ _ending = threading.Lock()  # of the thread that says how this process ends
 
 
 @dataclasses.dataclass(frozen=True)
-class Hosts:
+class Process:
     """This process among those of a run.
 
     Attributes:
@@ -102,7 +102,7 @@ class Hosts:
                 )
 
 
-ALONE = Hosts()
+ALONE = Process()
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -119,9 +119,9 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def current() -> Hosts:
+def current() -> Process:
     """This process among those that have joined; alone where none was asked to."""
-    return Hosts(distributed.global_state.process_id, distributed.global_state.num_processes)
+    return Process(distributed.global_state.process_id, distributed.global_state.num_processes)
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:

@@ -27,7 +27,7 @@ _OLD_JAX = jax.__version_info__ < (0, 11)
 """Sums products slowly."""
 
 
-class Found(NamedTuple):
+class Rescored(NamedTuple):
     """What screening found, row by row."""
 
     about: Float[Array, "batch vocab"]  # logits from the copy
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 @struct.dataclass
-class Screen:
+class Int8Unembedding:
     """An int8 copy of W, row by row: W[v] is about scale[v] * rows[v]."""
 
     rows: Int8[Array, "blocks 2 512 d_model"]  # W's, filled up with rows of zeros
@@ -61,7 +61,7 @@ class Screen:
 
         return lax.cond(jnp.all(found.proven), screened, whole, x)
 
-    def find(self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], sure: int) -> Found:
+    def find(self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], sure: int) -> Rescored:
         """Rescores the rows with the highest bounds; `sure` of them are wanted."""
         x = x.astype(weight.dtype).astype(jnp.float32)  # what `linear` multiplies
         about = self._product(x)[:, : weight.shape[0]] * self.scale
@@ -70,7 +70,7 @@ class Screen:
         highest, ids = top_k(bounds, num_rescored(sure) + 1)
         exact = rows_logits(x, jnp.take(weight, ids[:, :-1], axis=0))
         proven = top_k(exact, sure)[0][:, -1] > highest[:, -1]
-        return Found(about, ids[:, :-1], exact, proven)
+        return Rescored(about, ids[:, :-1], exact, proven)
 
     def _product(self, x: Float[Array, "batch d_model"]) -> Float[Array, "batch filled"]:
         """The copy times x, without its scale, in the form that was measured to be fastest."""
@@ -102,7 +102,7 @@ def rows_logits(
 
 
 @jax.jit
-def make_screen(weight: Float[Array, "vocab d_model"]) -> Screen:
+def quantize_unembedding(weight: Float[Array, "vocab d_model"]) -> Int8Unembedding:
     """The int8 copy of W: symmetric, with a scale for each row."""
     rows = weight.astype(jnp.float32)
     largest = jnp.max(jnp.abs(rows), axis=1)
@@ -110,4 +110,4 @@ def make_screen(weight: Float[Array, "vocab d_model"]) -> Screen:
     rounded = jnp.round(rows / scale[:, None])
     error = jnp.linalg.norm(rows - rounded * scale[:, None], axis=1) + 1e-5 * jnp.linalg.norm(rows, axis=1)
     filled = jnp.pad(rounded.astype(jnp.int8), ((0, -len(weight) % math.prod(_BLOCK)), (0, 0)))
-    return Screen(filled.reshape(-1, *_BLOCK, weight.shape[1]), scale, error)
+    return Int8Unembedding(filled.reshape(-1, *_BLOCK, weight.shape[1]), scale, error)

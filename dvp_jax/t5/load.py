@@ -32,7 +32,7 @@ from dvp_jax.t5.hugging_face import (
     write_config,
     write_meta,
 )
-from dvp_jax.t5.int8 import Screen, make_screen
+from dvp_jax.t5.int8 import Int8Unembedding, quantize_unembedding
 from dvp_jax.t5.model import Params, unembedding
 from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, several_processes
 
@@ -53,9 +53,9 @@ class Model:
     mesh: Mesh | None = None  # of the devices that hold the parameters; None for one device
 
     @functools.cached_property
-    def screen(self) -> Screen:
+    def screen(self) -> Int8Unembedding:
         """The int8 copy of the unembedding, made when first asked for."""
-        return make_screen(unembedding(self.config, self.params))
+        return quantize_unembedding(unembedding(self.config, self.params))
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from dvp_jax.analysis.calibration import (
     leaving,
     matching_threshold,
 )
-from dvp_jax.analysis.tokens import Reading, TokenTable
+from dvp_jax.analysis.tokens import DepthReadings, TokenTable
 from dvp_jax.metrics.reliability import reliability
 
 few = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])  # few values, so that there are ties
@@ -69,7 +69,7 @@ def random_table(seed):
     for name, shift in (("whole", 0.0), ("pruned", 0.1)):
         confidences = rng.uniform(size=(TOKENS, LAYERS)).astype(np.float32)
         right = rng.uniform(size=(TOKENS, LAYERS)) < np.clip(confidences - shift, 0, 1) ** 0.3
-        readings[name] = Reading(np.where(right, token[:, None], 1), confidences)
+        readings[name] = DepthReadings(np.where(right, token[:, None], 1), confidences)
     return TokenTable(
         text=np.arange(TOKENS) // 10,
         position=np.arange(TOKENS) % 10,

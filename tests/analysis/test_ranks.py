@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import dvp_jax
 from dvp_jax.analysis.ranks import prune_sizes, rank_report, rank_table, size_for_coverage
-from dvp_jax.analysis.tokens import Reading, TokenTable
+from dvp_jax.analysis.tokens import DepthReadings, TokenTable
 
 # Four tokens of two texts at two depths.
 TABLE = TokenTable(
@@ -16,7 +16,7 @@ TABLE = TokenTable(
     token=np.array([5, 6, 1, 5]),
     ranks=np.array([[0, 0], [3, 0], [40, 0], [1, 0]]),
     readings={
-        "whole": Reading(
+        "whole": DepthReadings(
             candidates=np.array([[5, 5], [9, 6], [9, 1], [9, 5]]),
             confidences=np.array([[0.9, 1.0], [0.1, 0.8], [0.2, 0.6], [0.4, 0.4]]),
         )

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import dvp_jax
 from dvp_jax.analysis.thresholds import depth_thresholds, threshold_report, threshold_table, variants
-from dvp_jax.analysis.tokens import Reading, TokenTable
+from dvp_jax.analysis.tokens import DepthReadings, TokenTable
 
 VALUES = [0.0, 0.1, 0.2, 0.5, 0.9, 1.0]
 few = st.sampled_from(VALUES)  # few values, so that there are ties
@@ -80,7 +80,7 @@ def test_the_report_counts_exits_from_the_first_candidate_depth_to_the_last():
         position=np.arange(4),
         token=token,
         ranks=np.zeros((4, 4), int),
-        readings={"calm": Reading(candidates, confidences)},
+        readings={"calm": DepthReadings(candidates, confidences)},
     )
     (row,) = report = threshold_report(table, {"calm": METHODS["calm"]}, 1.0)
     assert row["settings"]["thresholds_per_depth"] == (1.0, 0.3, 0.1, 1.0)

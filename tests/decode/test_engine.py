@@ -37,18 +37,18 @@ def test_each_request_equals_the_request_alone(requests, cfg, steps, arrivals):
     for request, rounds in zip(requests, arrivals, strict=False):  # some come while others run
         engine.submit(request)
         for _ in range(rounds):
-            results |= {result.ticket: result for result in engine.step()}
-    results |= {result.ticket: result for result in engine.run([])}
+            results |= {result.request_id: result for result in engine.step()}
+    results |= {result.request_id: result for result in engine.run([])}
     assert sorted(results) == list(range(len(requests)))
-    for ticket, request in enumerate(requests):
-        assert_alone(results[ticket].output, request, cfg)
+    for request_id, request in enumerate(requests):
+        assert_alone(results[request_id].output, request, cfg)
 
 
 def test_a_decaying_threshold_follows_each_rows_own_age():
     cfg = dataclasses.replace(CALM, decay_temperature=8.0, threshold=0.6)
     requests = [[first, 5] for first in range(2, 12)]
     for result in Engine(MODEL_OF, cfg, slots=3, steps=2).run(requests):
-        assert_alone(result.output, requests[result.ticket], cfg)
+        assert_alone(result.output, requests[result.request_id], cfg)
 
 
 @pytest.mark.parametrize("cfg", [CALM, WAIT, SHALLOW], ids=["calm", "waiting", "shallow-deep"])
@@ -57,15 +57,15 @@ def test_the_ring_goes_round_many_times(cfg):
     results = list(Engine(MODEL_OF, cfg, slots=4).run(requests))
     assert len(results) == len(requests)
     for result in results:
-        assert_alone(result.output, requests[result.ticket], cfg)
+        assert_alone(result.output, requests[result.request_id], cfg)
 
 
 def test_results_come_in_order_or_as_they_end():
     model = dataclasses.replace(MODEL_OF, config=dataclasses.replace(MODEL_OF.config, eos_token_id=1))
     requests = [LONG, *([first, 5] for first in range(2, 30))]
-    as_they_end = [result.ticket for result in Engine(model, CALM, slots=2).run(requests)]
+    as_they_end = [result.request_id for result in Engine(model, CALM, slots=2).run(requests)]
     assert sorted(as_they_end) == list(range(len(requests))) != as_they_end
-    in_order = [result.ticket for result in Engine(model, CALM, slots=2).run(requests, in_order=True)]
+    in_order = [result.request_id for result in Engine(model, CALM, slots=2).run(requests, in_order=True)]
     assert in_order == list(range(len(requests)))
 
 
@@ -94,18 +94,18 @@ def test_a_bad_request_gets_its_own_error_and_the_others_go_on(bad, message):
 def test_cancelling_frees_the_slot_of_a_request_wherever_it_is():
     requests = [[first, 5] for first in range(2, 9)]
     engine = Engine(MODEL_OF, CALM, slots=2, steps=1)
-    tickets = [engine.submit(request) for request in requests]
+    request_ids = [engine.submit(request) for request in requests]
     assert not engine.step()
     cancelled = [0, 3, 6]  # running, encoded ahead or waiting, waiting
-    assert all(engine.cancel(tickets[i]) for i in cancelled)
-    assert not engine.cancel(tickets[0]) and not engine.cancel(99)
-    results = {result.ticket: result for result in engine.run([])}
-    assert sorted(results) == tickets
-    for ticket, result in results.items():
-        if ticket in cancelled:
+    assert all(engine.cancel(request_ids[i]) for i in cancelled)
+    assert not engine.cancel(request_ids[0]) and not engine.cancel(99)
+    results = {result.request_id: result for result in engine.run([])}
+    assert sorted(results) == request_ids
+    for request_id, result in results.items():
+        if request_id in cancelled:
             assert result.output is None and str(result.error) == "request was cancelled"
         else:
-            assert_alone(result.output, requests[ticket], CALM)
+            assert_alone(result.output, requests[request_id], CALM)
 
 
 def test_a_cancelled_request_does_not_hold_up_those_behind_it():
@@ -113,8 +113,8 @@ def test_a_cancelled_request_does_not_hold_up_those_behind_it():
     for result in engine.run([[first, 5] for first in range(2, 12)], in_order=True):
         if not seen:
             assert engine.cancel(4)
-        seen.append((result.ticket, result.output is None))
-    assert seen == [(ticket, ticket == 4) for ticket in range(10)]
+        seen.append((result.request_id, result.output is None))
+    assert seen == [(request_id, request_id == 4) for request_id in range(10)]
 
 
 def test_requests_are_taken_only_as_there_is_room():
@@ -136,8 +136,8 @@ def test_no_bucket_waits_for_ever():
     endless = iter(lambda: [5, 6], None)
     ended = []
     for result in engine.run(item for pair in zip([LONG, *[[5]] * 500], endless, strict=False) for item in pair):
-        ended.append(result.ticket)
-        if result.ticket == 0:
+        ended.append(result.request_id)
+        if result.request_id == 0:
             break
     assert ended[-1] == 0 and len(ended) < 100
 

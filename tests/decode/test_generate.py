@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import dvp_jax
 from dvp_jax.decode import api, token_loop
 from dvp_jax.decode.api import decode, encode, lower_decode
-from dvp_jax.decode.step import whole_vocabulary
+from dvp_jax.decode.step import full_vocabulary
 from dvp_jax.decode.text import batch_bucket, source_bucket
-from dvp_jax.exits.policy import Depth, Readers
+from dvp_jax.exits.policy import Heads, LayerOutput
 from dvp_jax.t5.exit_classifier import MetaClassifier
 from tests.models import both
 
@@ -234,8 +234,8 @@ def test_a_measure_of_the_state_reads_no_logits_before_some_row_leaves(confidenc
     params = {**both(*MODEL)[1].params, "meta": MetaClassifier(np.ones(32, np.float32), np.float32(0.0))}
 
     def decide(hidden, before):
-        readers = Readers(whole_vocabulary(config, params), params["meta"])
-        return policy.decide(Depth(2, hidden, before, np.ones(3, bool)), np.float32(0.5), readers)
+        readers = Heads(full_vocabulary(config, params), params["meta"])
+        return policy.decide(LayerOutput(2, hidden, before, np.ones(3, bool)), np.float32(0.5), readers)
 
     jaxpr = jax.make_jaxpr(decide)(np.ones((3, 32), np.float32), np.ones((3, 32), np.float32)).jaxpr
     assert asked_for(jaxpr, config.vocab_size) == reads

@@ -15,7 +15,7 @@ from dvp_jax.data import make_task
 from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.experiment import run_evaluation
 from dvp_jax.runs.predictions import Predictions
-from dvp_jax.runs.processes import Hosts
+from dvp_jax.runs.processes import Process
 from tests.experiments.test_launchers import SENTENCES, make_checkpoint, read_lines
 from tests.processes import begin, end, last_line
 
@@ -155,7 +155,7 @@ def test_more_processes_than_batches_are_refused_with_both_numbers(folder):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         methods = make_methods({"full": {"method": "full"}}, 5)
-        evaluate(model, task, methods, limit=5, done=Predictions(hosts=Hosts(3, 6)))
+        evaluate(model, task, methods, limit=5, done=Predictions(process=Process(3, 6)))
 
 
 @pytest.mark.slow

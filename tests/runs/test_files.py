@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from dvp_jax.runs.files import own_workdir
+from dvp_jax.runs.files import lock_workdir
 
 OWN = """
 import sys, time
-from dvp_jax.runs.files import own_workdir
-with own_workdir(sys.argv[1]):
+from dvp_jax.runs.files import lock_workdir
+with lock_workdir(sys.argv[1]):
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -23,7 +23,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
     try:
         assert first.stdout.readline() == "mine\n"
         message = f"workdir {tmp_path} is in use by process {first.pid}; allowed: one"
-        with pytest.raises(OSError, match=message), own_workdir(tmp_path):
+        with pytest.raises(OSError, match=message), lock_workdir(tmp_path):
             pass
         second = subprocess.run(
             [sys.executable, "-c", OWN, str(tmp_path)], capture_output=True, text=True, timeout=30
@@ -32,12 +32,12 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    with own_workdir(tmp_path) as folder:
+    with lock_workdir(tmp_path) as folder:
         assert folder == tmp_path
 
 
 def test_a_workdir_is_free_again_after_an_error_in_it(tmp_path):
-    with pytest.raises(ZeroDivisionError), own_workdir(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_workdir(tmp_path):
         raise ZeroDivisionError
-    with own_workdir(tmp_path):
+    with lock_workdir(tmp_path):
         pass

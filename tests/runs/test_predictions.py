@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dvp_jax.runs.processes import Hosts
+from dvp_jax.runs.processes import Process
 from dvp_jax.runs.predictions import Predictions
 
 
@@ -87,7 +87,7 @@ def test_results_are_not_written_where_predictions_could_not_be(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Threads(Hosts):
+class Threads(Process):
     """A process of a run, as a thread."""
 
     barrier: threading.Barrier | None = None
@@ -104,10 +104,10 @@ def in_threads(count, function):
 
 
 def test_processes_gather_what_each_decoded_and_any_number_of_them_goes_on_from_it(tmp_path):
-    def decode(hosts):
-        run = Predictions(tmp_path, "key", hosts)
+    def decode(process):
+        run = Predictions(tmp_path, "key", process)
         found = [batch for batch in range(9) if run.get("squad", "full", batch)]
-        for batch in hosts.part([batch for batch in range(upto) if batch not in found]):
+        for batch in process.part([batch for batch in range(upto) if batch not in found]):
             run.add("squad", "full", batch, texts(f"{batch}a", f"{batch}b"))
         run.gather()
         return found, ids(run.all("squad", "full", upto))

@@ -2,22 +2,22 @@
 
 import pytest
 
-from dvp_jax.runs.processes import ALONE, Hosts, current, differences, join
+from dvp_jax.runs.processes import ALONE, Process, current, differences, join
 from tests.processes import begin, end
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
 def test_each_item_is_in_the_part_of_one_process_and_parts_differ_by_one_at_most(count):
-    parts = [Hosts(index, count).part(range(7)) for index in range(count)]
+    parts = [Process(index, count).part(range(7)) for index in range(count)]
     assert sorted(item for part in parts for item in part) == list(range(7))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_processes_that_do_the_same_together_are_one_part_that_the_first_writes():
-    hosts = [Hosts(index, 3, together=True) for index in range(3)]
+    hosts = [Process(index, 3, together=True) for index in range(3)]
     assert [host.part(range(7)) for host in hosts] == [range(7)] * 3
     assert [host.writes for host in hosts] == [True, False, False]
-    assert [host.parts for host in hosts] == [1] * 3 and Hosts(2, 3).writes and Hosts(2, 3).parts == 3
+    assert [host.parts for host in hosts] == [1] * 3 and Process(2, 3).writes and Process(2, 3).parts == 3
 
 
 _JOIN_AND_LEAVE = """
@@ -36,7 +36,7 @@ def test_processes_that_leave_end_without_a_word():
 
 
 def test_a_process_that_was_not_asked_to_join_is_alone_and_waits_for_nobody():
-    assert current() == ALONE == Hosts(0, 1)
+    assert current() == ALONE == Process(0, 1)
     ALONE.wait()
     ALONE.agree({"config": {"limit": 1}})
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.t5.int8 import Screen, make_screen, num_rescored
+from dvp_jax.t5.int8 import Int8Unembedding, num_rescored, quantize_unembedding
 from dvp_jax.t5.model import T5, unembedding
 from tests.models import both
 
 V, D = 700, 24
-screened_logits = jax.jit(Screen.logits, static_argnums=3)
+screened_logits = jax.jit(Int8Unembedding.logits, static_argnums=3)
 
 
 def weight_and_states(seed, kind):
@@ -39,7 +39,7 @@ KINDS = ["normal", "rows of many lengths", "an outlier in each row", "all rows n
 def test_the_largest_logits_are_exact_and_truly_the_largest(seed, kind, sure):
     weight, states = weight_and_states(seed, kind)
     expected = states.astype(np.float64) @ weight.astype(np.float64).T
-    logits = np.asarray(screened_logits(make_screen(weight), states, weight, sure))
+    logits = np.asarray(screened_logits(quantize_unembedding(weight), states, weight, sure))
     for row, exact in zip(logits, expected, strict=True):
         found = np.argsort(-row, kind="stable")[:sure]
         np.testing.assert_allclose(row[found], exact[found], rtol=1e-5, atol=1e-5)
@@ -49,7 +49,7 @@ def test_the_largest_logits_are_exact_and_truly_the_largest(seed, kind, sure):
 @given(st.integers(0, 1000), st.sampled_from(KINDS))
 def test_a_row_and_its_copy_differ_by_no_more_than_the_bound(seed, kind):
     weight, states = weight_and_states(seed, kind)
-    screen = make_screen(weight)
+    screen = quantize_unembedding(weight)
     copy = np.asarray(screen.rows, np.float64).reshape(-1, D)[:V] * np.asarray(screen.scale, np.float64)[:, None]
     off = np.abs(states.astype(np.float64) @ (weight - copy).T)
     bound = np.asarray(screen.error) * np.linalg.norm(states, axis=1, keepdims=True)
@@ -60,7 +60,7 @@ def test_a_row_and_its_copy_differ_by_no_more_than_the_bound(seed, kind):
 def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
     for kind, proven in (("normal", True), ("all rows nearly equal", False)):
         weight, states = weight_and_states(0, kind)
-        assert (make_screen(weight).find(states, weight, 1).proven == proven).all()
+        assert (quantize_unembedding(weight).find(states, weight, 1).proven == proven).all()
 
 
 @pytest.mark.parametrize("size", [64, 512])
@@ -87,7 +87,7 @@ def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
 
 
 def test_a_row_of_zeros_has_a_copy():
-    screen = make_screen(jnp.zeros((3, D)))
+    screen = quantize_unembedding(jnp.zeros((3, D)))
     assert np.isfinite(screen.scale).all() and not np.asarray(screen.rows).any()
     assert not np.asarray(screen.error).any()
 

@@ -186,7 +186,7 @@ def test_what_does_not_fit_a_mesh_is_refused(found, case, message):
 
 
 def test_several_processes_without_a_mesh_are_refused(monkeypatch):
-    monkeypatch.setattr(processes, "current", lambda: processes.Hosts(0, 2))
+    monkeypatch.setattr(processes, "current", lambda: processes.Process(0, 2))
     message = "model.mesh is None; allowed with 2 processes: a mesh of all their devices"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_batch(tiny_model(), TrainConfig(steps=1, batch_size=8))
