@@ -1,0 +1,47 @@
+"""One table: built once, printed as Markdown and shown in the HTML report."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+# 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 88 %, 1.13x
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.]+| ?[%x])?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of formatted cells. Columns that hold numbers only are aligned to the right.
+
+    Attributes:
+        head: names of the columns.
+        rows: texts of the cells, one row after the other; as many cells in each row as in `head`.
+
+    Raises:
+        ValueError: a row has more or fewer cells than `head`.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.head):
+                raise ValueError(f"rows[{index}] has {len(row)} cells; allowed: {len(self.head)}, as in head")
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column: whether it holds numbers, and apart from them only empty cells."""
+        columns = [[row[index] for row in self.rows if row[index]] for index in range(len(self.head))]
+        return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in columns]
+
+    def markdown(self) -> str:
+        """The table as GitHub-flavoured Markdown, without a newline at its end."""
+        rule = ["---:" if numeric else "---" for numeric in self.numeric]
+        return "\n".join(_line(cells) for cells in (self.head, rule, *self.rows))
+
+
+def _line(cells: Sequence[str]) -> str:
+    # A bar would end the cell, and a line break the row.
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split("\n")) for cell in cells) + " |"
