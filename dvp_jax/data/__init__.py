@@ -1,4 +1,4 @@
-"""Tasks: prompts, references and the metric that they are scored by."""
+"""Tasks: data sets with their prompts, references and metrics."""
 
 import dataclasses
 
@@ -19,10 +19,14 @@ __all__ = ["TASKS", "Example", "Samsum", "Squad", "Task", "TextToText", "Transla
 
 
 def make_task(name: str, **fields: object) -> Task:
-    """The task `name`, with the given fields.
+    """Makes a task.
+
+    Args:
+        name: a key of TASKS.
+        **fields: fields of the task; the others keep their defaults.
 
     Raises:
-        ValueError: an unknown task, or a field that it does not have.
+        ValueError: an unknown task or an unknown field.
     """
     if name not in TASKS:
         raise ValueError(f"task is {name!r}; allowed: {', '.join(TASKS)}")

@@ -1,4 +1,4 @@
-"""SamSum: summaries of messenger dialogues."""
+"""SamSum (Gliwa et al., 2019): summaries of messenger dialogues."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Samsum:
     """SamSum with T5's prompt.
 
     Attributes:
-        path: a CSV file with the columns id, dialogue, summary; None for the data set `dataset` of the hub.
-        dataset: hub id.
-        split: of the hub data set; the published figures are those of "validation".
+        path: a CSV file with the columns id, dialogue and summary; None to read the hub data set instead.
+        dataset: id of the hub data set.
+        split: split of the hub data set; the published figures are of "validation".
     """
 
     path: str | None = None
@@ -32,28 +32,28 @@ class Samsum:
     max_new_tokens: int = 128
 
     def load(self) -> list[Example]:
-        """All dialogues. See `Task.load`."""
+        """Reads all dialogues. See `Task.load`."""
         rows = self._from_file(self.path) if self.path is not None else load_hub(self.dataset, self.split)
         with naming_columns(self.dataset):
             texts = [(row["id"], row["dialogue"] or "", row["summary"] or "") for row in rows]
         examples = [
             Example(str(key), f"summarize: {dialogue}", (summary,))
             for key, dialogue, summary in texts
-            if dialogue.strip() and summary.strip()  # the published data hold an empty dialogue
+            if dialogue.strip() and summary.strip()  # the published data contain an empty dialogue
         ]
         if not examples:
             raise ValueError(f"{self.path or self.dataset} holds no dialogues with summaries")
         return examples
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """ROUGE-L, 1, 2 and Lsum, in percent."""
+        """Computes ROUGE-L, ROUGE-1, ROUGE-2 and ROUGE-Lsum, in percent."""
         return rouge_scores(predictions, [example.references[0] for example in examples])
 
     @staticmethod
     def _from_file(path: str) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
         rows = []
-        line = 1  # of the row being read, which may span several
+        line = 1  # where the current row begins; a row may span several lines
         try:
             if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
                 raise ValueError(f"{path}, line 1: no column {', '.join(missing)}")

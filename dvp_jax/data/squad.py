@@ -1,4 +1,4 @@
-"""SQuAD 1.1: extractive question answering as text to text."""
+"""SQuAD 1.1 (Rajpurkar et al., 2016): extractive question answering as text to text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dvp_jax.metrics.squad import squad_scores
 
 @dataclasses.dataclass(frozen=True)
 class Squad:
-    """SQuAD with T5's prompt. A prompt longer than the limit is truncated, and counted, as a whole.
+    """SQuAD with T5's prompt. Long prompts are truncated at the end, so a long context may lose the answer.
 
     Attributes:
-        path: a file in SQuAD 1.1's own JSON; None for the data set `dataset` of the hub.
-        dataset: hub id.
-        split: of the hub data set.
+        path: a JSON file in the format of SQuAD 1.1; None to read the hub data set instead.
+        dataset: id of the hub data set.
+        split: split of the hub data set.
     """
 
     path: str | None = None
@@ -30,7 +30,7 @@ class Squad:
     max_new_tokens: int = 30
 
     def load(self) -> list[Example]:
-        """All questions. See `Task.load`."""
+        """Reads all questions. See `Task.load`."""
         rows = self._from_file(self.path) if self.path is not None else self._from_hub()
         return [
             Example(key, f"question: {question.lstrip()} context: {context.lstrip()}", tuple(answers))
@@ -38,7 +38,7 @@ class Squad:
         ]
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """F1 and exact match, in percent."""
+        """Computes F1 and exact match, in percent."""
         return squad_scores(predictions, [example.references for example in examples])
 
     def _from_hub(self) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -66,7 +66,7 @@ class Squad:
                         if not answers or not all(
                             isinstance(text, str) for text in rows[-1][1:3] + tuple(answers)
                         ):
-                            raise TypeError("question, context or answers are no text")
+                            raise TypeError("question, context or answers are not text")
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: not SQuAD 1.1 JSON at {where}: {error!r}") from None
         if not rows:

@@ -1,4 +1,4 @@
-"""What a task is, and the reading of files that all tasks share."""
+"""The interface of a task, and the reading of files and hub data sets that all tasks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One prompt as the model reads it, and the references that its output is compared with."""
+    """One source of a data set.
+
+    Attributes:
+        id: the data set's own id, or the position of the row.
+        prompt: the text that the model reads, with the task's prefix.
+        references: the texts that its output is compared with.
+    """
 
     id: str
     prompt: str
@@ -19,42 +25,50 @@ class Example:
 
 
 class Task(Protocol):
-    """A data set with its prompt, its lengths and its metric."""
+    """A data set with its prompt, its lengths and its metrics."""
 
     @property
     def name(self) -> str:
-        """Name in configs and results."""
+        """The task's name in configs and results."""
 
     @property
     def measure(self) -> str:
-        """What tells the quality of a single text; a name in `dvp_jax.metrics.quality.MEASURES`."""
+        """The measure of a single text's quality, a key of `dvp_jax.metrics.quality.MEASURES`."""
 
     @property
     def max_source_length(self) -> int:
-        """Source tokens at most; longer prompts are truncated."""
+        """The most source tokens; longer prompts are truncated."""
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens generated at most."""
+        """The most tokens to generate."""
 
     def load(self) -> list[Example]:
-        """All examples, at least one.
+        """Reads all examples, at least one.
 
         Raises:
-            FileNotFoundError: a data file is missing.
-            ValueError: a data file is empty or malformed; names file and line.
+            FileNotFoundError: a data file is missing, or a data set cannot be reached.
+            ValueError: a data file is empty or malformed. The message names the file and the line.
         """
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """Metrics in percent, the one to quote first."""
+        """Scores predictions.
+
+        Args:
+            predictions: a generated text for each example.
+            examples: as `load` returned them.
+
+        Returns:
+            Metrics in percent under their names; the main one comes first.
+        """
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 file's text.
+    """Reads a UTF-8 text file; a byte order mark is skipped.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: empty, or not UTF-8.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,14 +84,14 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """A UTF-8 file's lines, without their ends. Raises as `read_text`."""
-    # Not str.splitlines: it also splits at characters that stand inside sentences.
+    """Reads the lines of a UTF-8 text file, without their line ends. Raises as `read_text`."""
+    # str.splitlines would also split at characters that occur inside sentences, such as U+2028.
     return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
 
 
 @contextlib.contextmanager
 def naming_columns(dataset: str) -> Iterator[None]:
-    """Turns a column that the rows of a hub data set lack into a ValueError that names both."""
+    """Turns a KeyError of a row into a ValueError that names the data set and its missing column."""
     try:
         yield
     except KeyError as error:
@@ -85,10 +99,15 @@ def naming_columns(dataset: str) -> Iterator[None]:
 
 
 def load_hub(dataset: str, split: str, subset: str | None = None) -> Any:
-    """A data set of the hub, or of a local folder in one of the forms that `datasets` knows.
+    """Loads a data set from the hub, or from a local folder in a format that `datasets` knows.
+
+    Args:
+        dataset: hub id, or a folder.
+        split: name of the split.
+        subset: name of the configuration, for a data set that has several.
 
     Raises:
-        FileNotFoundError: it cannot be found or reached.
+        FileNotFoundError: the data set does not exist or cannot be reached.
     """
     import datasets
 

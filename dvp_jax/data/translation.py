@@ -1,4 +1,4 @@
-"""Translation from parallel text."""
+"""Translation, from parallel text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Translation:
     """Translation with T5's prompt, "translate English to German: ".
 
     Attributes:
-        source_path: a file of source lines; None for the data set `dataset` of the hub.
-        target_path: a file of as many reference lines.
-        source_language: English name, as in the prompt.
-        target_language: English name, as in the prompt.
-        dataset: hub id of a data set whose rows hold both sentences.
-        subset: its configuration, if it has several.
-        split: of the hub data set.
-        source_column: the column of the source, or the language code inside a `translation` column.
-        target_column: the same of the reference.
+        source_path: a text file with one source a line; None to read the hub data set instead.
+        target_path: a text file with the reference of each line.
+        source_language: the language's English name, for the prompt.
+        target_language: the language's English name, for the prompt.
+        dataset: id of a hub data set whose rows have both sentences.
+        subset: name of its configuration, if it has several.
+        split: split of the hub data set.
+        source_column: name of the column with the source, or its key inside a column `translation`.
+        target_column: name of the column with the reference, or its key inside a column `translation`.
     """
 
     source_path: str | None = None
@@ -47,14 +47,14 @@ class Translation:
             )
 
     def load(self) -> list[Example]:
-        """All sentence pairs. See `Task.load`."""
+        """Reads all sentence pairs. See `Task.load`."""
         prompt = f"translate {self.source_language} to {self.target_language}: "
         return [
             Example(str(index), prompt + source, (target,)) for index, (source, target) in enumerate(self._pairs())
         ]
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """BLEU and chrF of the corpus."""
+        """Computes BLEU and chrF of the corpus."""
         return translation_scores(predictions, [example.references[0] for example in examples])
 
     def _pairs(self) -> list[tuple[str, str]]:
