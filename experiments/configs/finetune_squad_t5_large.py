@@ -1,11 +1,12 @@
-"""T5-large fine-tuned on SQuAD, every depth learning (CALM's anytime loss): for the SQuAD row of DVP's table.
+"""T5-large fine-tuned on SQuAD, every depth learning (CALM's anytime loss).
 
     python -m experiments.finetune --config=experiments/configs/finetune_squad_t5_large.py \
         --workdir=runs/squad_t5_large
 
 T5's own fine-tuning: Adafactor at a constant 1e-3; 2 epochs. Model and data come from the hub, or from folders
 and files by --config.model, --config.tasks.squad.path and --config.validation_tasks.squad.path. Needs an
-accelerator. Published: F1 90.6 for dvp with a fine-tuned T5-large (DVP). Ours: not run.
+accelerator. The paper's authors fine-tuned jvelja/t5-squad instead; for its published figures see
+squad_finetuned.py. Ours: not run.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,8 @@
-"""T5-large, fine-tuned by the paper's authors, on SamSum's validation split: p = 2, K = 64 and 512, threshold 0.9.
+"""The paper's authors' T5-large for SamSum, on its validation split: p = 2, K = 64 and 512, threshold 0.9.
 
-Published (DVP, results table): ROUGE-L 43.1 for dvp with K = 512 on T5-large, the middle of a bootstrap. Ours: not
-run, so no time was seen.
+Published: exits from 2 give ROUGE-L 42.76 for calm (predecessor's blogpost.md, figure 8). ROUGE-L 43.1 for dvp
+with K = 512 (arXiv 2410.18952, results; the middle of a bootstrap) is inferred to be of this model with p = 2.
+Ours: not run. All figures with their sources are in `dvp_jax.evaluate.published`.
 
     python -m experiments.evaluate --config=experiments/configs/samsum_finetuned.py --workdir=runs/samsum_finetuned
 

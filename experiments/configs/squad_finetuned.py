@@ -1,6 +1,8 @@
-"""T5-large, fine-tuned by the paper's authors, on SQuAD: p = 2, K = 64 and 512, threshold 0.9.
+"""The paper's authors' T5-large for SQuAD: p = 2, K = 64 and 512, threshold 0.9.
 
-Published (DVP, results table): F1 90.6 for dvp with K = 64 on T5-large. Ours: not run, so no time was seen.
+Published: exits from 2 give F1 89.71 for calm (predecessor's blogpost.md, figure 7). F1 90.6 for dvp with K = 64
+(arXiv 2410.18952, results) is inferred to be of this model with p = 2; it may be of the pre-trained one with p = 7
+instead. Ours: not run. All figures with their sources are in `dvp_jax.evaluate.published`.
 
     python -m experiments.evaluate --config=experiments/configs/squad_finetuned.py --workdir=runs/squad_finetuned
 
