@@ -5,12 +5,9 @@ import json
 import pytest
 
 from dvp_jax.evaluate.published import (
-    FINETUNED,
     PRETRAINED,
     PUBLISHED,
     SOURCES,
-    comparison_table,
-    published_beside,
 )
 from tests.launching import SENTENCES, check_error, launch, make_checkpoint
 
