@@ -1,14 +1,23 @@
-"""Set before any import: no hub, and every test sees the same float32 products."""
+"""What must be set before anything imports JAX, and what the tests of several folders share."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-from pathlib import Path
+# Several processes compile the same programs: the workers of pytest-xdist, and the launchers that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.launching import Checkpoint
 
 # Each new shape or structure compiles a program, so that a deadline would measure the compiler.
 settings.register_profile("compiles", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -16,7 +25,7 @@ settings.load_profile("compiles")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_are_let_go():
+def clear_compiled_programs() -> Iterator[None]:
     """Each compiled program takes memory maps, of which Linux allows a process 65,530; beyond, XLA crashes."""
     yield
     jax.clear_caches()
@@ -29,3 +38,11 @@ def shared() -> Path:
     if not folder:
         pytest.skip("DVP_SHARED is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny random model, for tests that do not change its folder."""
+    from tests.launching import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("model"))

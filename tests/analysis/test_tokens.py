@@ -6,16 +6,11 @@ import pytest
 import dvp_jax
 from dvp_jax.analysis.tokens import full_model_texts, load_sources, reference_texts, token_table
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
-from tests.experiments.test_launchers import SENTENCES, Sentences, make_checkpoint
+from tests.launching import SENTENCES, Sentences
 
 CALM = dvp_jax.DecodeConfig(method="calm", min_exit_layer=1)
 DVP = dvp_jax.DecodeConfig(method="dvp", prune_layer=2, min_exit_layer=2, prune_size=8)
 TOKENS = 5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("model"), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The launchers that look into texts, on a tiny random model; their figures, worked out again in PyTorch."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,16 +13,17 @@ import torch
 from sklearn.calibration import calibration_curve
 
 from dvp_jax.evaluate.evaluation import make_methods
+from dvp_jax.t5.config import SHAPES, T5Config
 from experiments.configs.tuned_thresholds import get_config
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
-from tests.experiments.test_launchers import (
+from tests.launching import (
     SENTENCES,
     Checkpoint,
+    call,
     check_error,
     files_of,
     launch,
-    make_checkpoint,
-    start,
+    run_launcher,
 )
 from tests.reference import confidence_of
 
@@ -30,7 +32,7 @@ from experiments.configs.common import evaluation
 
 def get_config():
     task = {{"source_path": "{folder}/test.en", "target_path": "{folder}/test.de", "max_new_tokens": 6}}
-    config = evaluation(model="{folder}/model", tasks={{"translation": task}}, threshold=0.3, prune_sizes=(8,))
+    config = evaluation(model="{model}", tasks={{"translation": task}}, threshold=0.3, prune_sizes=(8,))
     config.batch_size, config.limit = 8, 5
     return config
 """
@@ -58,12 +60,11 @@ class Peer:
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory):
+def peer(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyses")
-    checkpoint = make_checkpoint(folder / "model", seed=1)
     (folder / "test.en").write_text("\n".join(SENTENCES) + "\n")
     (folder / "test.de").write_text("\n".join(REFERENCES) + "\n")
-    (folder / "config.py").write_text(CONFIG.format(folder=folder))
+    (folder / "config.py").write_text(CONFIG.format(folder=folder, model=checkpoint.folder))
     sources = [checkpoint.ids("translate English to German: " + sentence) for sentence in SENTENCES[:5]]
     texts = [generated(checkpoint, source) for source in sources]
 
@@ -98,14 +99,13 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def launched(peer, tmp_path_factory) -> Callable[..., Outcome]:
-    def call(name: str, *arguments: str, program: tuple[str, ...] = ()) -> Outcome:
+    def outcome_of(name: str, *arguments: str, run: Callable[[], None] | None = None) -> Outcome:
         workdir = tmp_path_factory.mktemp(name) / "new"
-        program = program or ("-m", f"experiments.{name}")
-        run = start(*program, peer.config, f"--workdir={workdir}", *arguments)
-        assert run.returncode == 0, run.stderr
-        return Outcome(run, json.loads((workdir / f"{name}.json").read_text(encoding="utf-8")), workdir)
+        done = call(run or functools.partial(run_launcher, name), peer.config, f"--workdir={workdir}", *arguments)
+        assert done.returncode == 0, done.stderr
+        return Outcome(done, json.loads((workdir / f"{name}.json").read_text(encoding="utf-8")), workdir)
 
-    return call
+    return outcome_of
 
 
 def test_ranks_reports_where_the_final_choice_stood_at_each_depth(peer, launched):
@@ -245,18 +245,16 @@ def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, l
         get_config(f"{out.workdir / 'thresholds.json'},squad")
 
 
-TINY = """
-from dvp_jax import T5Config, launch
-from experiments import benchmark, vocab_scaling
-
-benchmark.SHAPES["tiny"] = T5Config(d_model=16, d_kv=4, d_ff=8, num_heads=2, num_layers=1, num_decoder_layers=3)
-launch.run(vocab_scaling.main)
-"""
+def run_vocab_scaling_with_a_tiny_shape() -> None:
+    fields = {"d_model": 16, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 3}
+    SHAPES["tiny"] = T5Config(**fields)
+    run_launcher("vocab_scaling")
 
 
 def test_vocab_scaling_times_confidence_and_finds_the_size_that_is_needed(peer, launched):
     small = ("--shape=tiny", "--source_length=8", "--new_tokens=2", "--rounds=1", "--prune_size=5")
-    out = launched("vocab_scaling", *small, "--vocab_sizes=90", "--exit_layer=3", program=("-c", TINY))
+    small += "--vocab_sizes=90", "--exit_layer=3"
+    out = launched("vocab_scaling", *small, run=run_vocab_scaling_with_a_tiny_shape)
     rows = out.data["rows"]
     assert [(row["vocab_size"], row["method"]) for row in rows] == [
         (90, method) for method in ("calm", "dvp", "dvp, int8 copy")

@@ -1,31 +1,32 @@
-"""Thresholds of the benchmark: the exits that decoding takes are those asked for."""
+"""`python -m experiments.benchmark` on a tiny random model."""
 
-import dataclasses
-import itertools
+import json
 
 import numpy as np
-import pytest
 
-import dvp_jax
-from dvp_jax.decode.api import decode, encode
-from experiments.benchmark import SPREAD, Case, exit_depths, forced, read_bandwidth
-from tests.models import both
+from tests.launching import check_error, launch
 
 
-@pytest.mark.parametrize(
-    ("method", "depth"), [*itertools.product(["calm", "dvp"], [SPREAD, 2, 3, 4]), ("shallow_deep", SPREAD)]
-)
-def test_exits_are_those_asked_for(method, depth):
-    _, model = both("t5", 0, 4.0, 4.0)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
-    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=12, prune_size=8)
-    depths = exit_depths(Case(method, depth), cfg.policy(4, 211), 4, 12)
-    assert depths.shape == (12,)
-    spread = {2, 4} if method == "shallow_deep" else {2, 3, 4}
-    assert (set(depths) == spread) if depth == SPREAD else (depths == depth).all()
-    out = decode(model, encode(model, np.array([[3, 4]]), np.ones((1, 2))), cfg, forced(depths, 4))
-    np.testing.assert_array_equal(out.exit_layers[0], depths)
+def test_benchmark_forces_the_exits_it_names_and_writes_what_it_prints(checkpoint, tmp_path):
+    run = launch(
+        "benchmark", f"--shape={checkpoint.folder}", "--depths=2,4,0", "--new_tokens=6", "--source_length=5",
+        "--rounds=2", f"--results={tmp_path}", "--methods=full", "--methods=static", "--methods=dvp",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    (only,) = report["runs"]
+    spread = np.random.default_rng(0).integers(2, 5, 6).mean()
+    assert [(row["method"], row["mean_depth"]) for row in only["rows"]] == [
+        ("full", 4), ("static", 2), ("static", 4), ("dvp", 2), ("dvp", 4), ("dvp", spread)
+    ]  # fmt: skip
+    for row in only["rows"]:
+        assert row["least_ms"] <= row["ms_per_token"] <= row["most_ms"]
+        bound = row["megabytes"] * 1e6 / report["runs"][0]["bandwidth"] * 1e3
+        np.testing.assert_allclose(row["efficiency"], bound / row["ms_per_token"])
+        assert f"| {row['ms_per_token']:.2f} |" in run.stdout
+    assert (tmp_path / "time_against_depth.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_bandwidth_is_a_rate():
-    assert 1e8 < read_bandwidth(megabytes=16, repeats=2) < 1e14
+def test_benchmark_refuses_a_depth_that_is_not_there(checkpoint):
+    run = launch("benchmark", f"--shape={checkpoint.folder}", "--depths=9")
+    check_error(run, "depths is [9]", "from 2 to 4")

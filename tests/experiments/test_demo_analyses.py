@@ -10,7 +10,7 @@ import transformers
 from dvp_jax.data import make_task
 from experiments.configs import demo
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
-from tests.experiments.test_launchers import launch
+from tests.launching import launch
 from tests.reference import scales
 
 pytestmark = pytest.mark.slow  # a minute: three launchers on the demo

@@ -16,7 +16,7 @@ from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.experiment import run_evaluation
 from dvp_jax.runs.predictions import Predictions
 from dvp_jax.runs.processes import Process
-from tests.experiments.test_launchers import SENTENCES, make_checkpoint, read_lines
+from tests.launching import SENTENCES, make_checkpoint, read_lines
 from tests.processes import begin, end, last_line
 
 CONFIG = """

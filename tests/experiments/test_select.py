@@ -15,7 +15,7 @@ from scipy import stats
 import dvp_jax
 from dvp_jax.evaluate.experiment import run_sweep
 from dvp_jax.evaluate.selection import Promise, select, selection_table
-from tests.experiments.test_launchers import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
+from tests.launching import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
 
 CONFIG = """
 from experiments.configs.common import evaluation, sweep

@@ -1,8 +1,7 @@
-"""Sweeps, and launchers that are killed and started again."""
+"""`python -m experiments.sweep` on a tiny random model; and launchers that are killed and started again."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import random
@@ -16,44 +15,15 @@ from pathlib import Path
 
 import pytest
 
-import dvp_jax
-from dvp_jax.evaluate.experiment import sweep_methods
-from dvp_jax.evaluate.reports import advice, report_sweep
-from tests.experiments.test_launchers import ROOT, SENTENCES, check_error, launch, make_checkpoint, read_lines
+from tests.launching import ROOT, check_error, launch, read_lines, start, write_configs
 from tests.processes import begin, end
-from tests.report.test_plots import texts_of
 
-CONFIG = """
-from ml_collections import ConfigDict
-from experiments.configs.common import evaluation, sweep
-
-def get_config():
-    config = evaluation(
-        model={model!r},
-        tasks={{"samsum": {{"path": {data!r}, "max_new_tokens": 12}}}},
-        threshold=0.5,
-        prune_sizes=(16, 64),
-    )
-    {ending}
-"""
 GRID = {
     "full": {},
     "calm": {"min_exit_layer": (2,), "threshold": (0.3, 0.6)},
     "dvp": {"prune_layer": (1, 2), "prune_size": (8,), "threshold": (0.3, 0.6)},
 }
 TIMES = re.compile(r"ms_per|speed_up|_s$|^time$|^git_revision$")
-
-
-def write_configs(folder: Path, count: int, **endings: str) -> Path:
-    """A tiny random model, so many examples, and for each name a config of both that ends as given."""
-    checkpoint = make_checkpoint(folder / "model", seed=1)
-    short = sorted(SENTENCES, key=len)[:5]  # of one source bucket
-    rows = [f"{i},{short[i % 5]} {short[i % 4]},dada dade" for i in range(count)]
-    (folder / "test.csv").write_text("\n".join(["id,dialogue,summary", *rows]) + "\n")
-    fields = {"model": str(checkpoint.folder), "data": str(folder / "test.csv")}
-    for name, ending in endings.items():
-        (folder / f"{name}.py").write_text(CONFIG.format(ending=ending, **fields))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +55,7 @@ def whole(configs, tmp_path_factory):
     runs = {}
     for name in ("evaluate", "sweep"):
         workdir, begin = tmp_path_factory.mktemp(name) / "run", time.perf_counter()
-        run = launch(name, f"--config={configs / name}.py", f"--workdir={workdir}")
+        run = start("-m", f"experiments.{name}", f"--config={configs / name}.py", f"--workdir={workdir}")
         assert run.returncode == 0, run.stderr
         runs[name] = workdir, time.perf_counter() - begin
     return runs
@@ -249,27 +219,6 @@ def test_a_second_process_on_one_workdir_is_refused(configs, tmp_path):
         first.wait()
 
 
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ({"fast": {}}, r"sweep has 'fast'; allowed: full, static, calm, dvp"),
-        ({"calm": {"threshold": ()}}, r"sweep.calm.threshold is \(\); allowed: a list of at least one value"),
-        ({"calm": {"threshold": 0.5}}, r"sweep.calm.threshold is 0.5; allowed: a list"),
-        ({"calm": {"confidence": "meta"}}, r"sweep.calm.confidence is 'meta'; allowed: a list"),
-    ],
-)
-def test_a_grid_that_cannot_be_is_refused(grid, message):
-    with pytest.raises(ValueError, match=message):
-        sweep_methods(grid)
-
-
-def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
-    cells = sweep_methods({"dvp": {"prune_layer": [1, 3], "prune_size": [8]}})
-    assert [(c["prune_layer"], c["min_exit_layer"]) for c in cells.values()] == [(1, 1), (3, 3)]
-    (cell,) = sweep_methods({"dvp": {"prune_layer": [1], "min_exit_layer": [3]}}).values()
-    assert (cell["prune_layer"], cell["min_exit_layer"]) == (1, 3)
-
-
 def test_an_impossible_cell_is_refused_before_anything_is_decoded(configs, tmp_path):
     run = launch(
         "sweep",
@@ -279,45 +228,3 @@ def test_an_impossible_cell_is_refused_before_anything_is_decoded(configs, tmp_p
     )
     check_error(run, "prune_layer is 9", "from 1 to 3 for this model")
     assert not list(tmp_path.glob("cells/*"))
-
-
-def cell(method, metric, flops, **settings):
-    fields = [field.name for field in dataclasses.fields(dvp_jax.DecodeConfig)]
-    row = {**dict.fromkeys(fields), **settings, "method": method, "metric": {"f1": metric}, "num_layers": 8}
-    costs = {"layer_flops_per_token": flops, "unembedding_flops_per_token": 0.0, "ms_per_token": 1.0}
-    return {
-        **row,
-        **costs,
-        "mean_exit_layer": 2.0,
-        "task": "squad",
-        "confidence_flops_per_token": 0.0,
-        "speed_up": None,
-    }
-
-
-def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
-    cells = [cell("full", 90.0, 8.0), cell("dvp", 89.2, 3.0, prune_size=64), cell("dvp", 88.9, 2.0, prune_size=32)]
-    assert "2 of 3 cells are within 1 of the full model's f1, 90.00" in advice(cells)
-    assert "dvp, K 64: f1 89.20" in advice(cells)
-    assert "1 of 2 cells are within 1 of the best cell's f1, 90.50" in advice(
-        [cell("calm", 90.5, 9.0), cell("dvp", 88.0, 1.0, prune_size=32)]
-    )
-
-
-def test_a_sweep_of_several_measures_compares_them_over_their_thresholds(tmp_path):
-    calm = {"min_exit_layer": 2}
-    cells = [cell("full", 90.0, 8.0)] + [
-        cell("calm", 80.0, 5.0, confidence=measure, threshold=threshold, **calm)
-        for measure in ("softmax_diff", "state")
-        for threshold in (0.3, 0.6)
-    ]
-    report_sweep(tmp_path, cells, {}, [])
-    shown = texts_of(tmp_path / "squad_f1_per_measure.svg")
-    assert {"full", "calm, softmax_diff, min exit 2", "calm, state, min exit 2"} <= shown
-    assert not any("threshold" in text for text in shown)
-    assert "f1 of each measure" in (tmp_path / "report.html").read_text()
-
-
-def test_a_sweep_of_one_measure_has_nothing_to_compare(tmp_path):
-    report_sweep(tmp_path, [cell("full", 90.0, 8.0), cell("calm", 80.0, 5.0, confidence="state")], {}, [])
-    assert not (tmp_path / "squad_f1_per_measure.svg").exists()

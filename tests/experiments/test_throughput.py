@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dvp_jax.bench.throughput import sort
-from tests.experiments.test_launchers import NUM_LAYERS, launch
-from tests.experiments.test_sweep import write_configs
+from tests.launching import NUM_LAYERS, launch, write_configs
 
 WAYS = ["fixed", "given", "source_length", "text_length", "mean_exit"]
 

@@ -1,10 +1,9 @@
-"""What the plots show, read back from the SVG: matplotlib notes each text that it draws as a comment."""
-
-import re
+"""What the plots show."""
 
 import pytest
 
 from dvp_jax.report import plots
+from tests.report.helpers import texts_of
 
 POINTS = [
     {"label": "full", "method": "full", "cost": 4.0, "quality": 90.0},
@@ -103,13 +102,6 @@ SHOWN = {
     "promises": {"risk, calibration", "risk, check", "kept below", "promised: delta", "seen: mean loss"},
     "heat map": {"80.5", "89", "90.25", "F1", "2", "3", "8", "64"},
 }
-
-
-def texts_of(path):
-    """Every line of text in a plot."""
-    return {
-        line for text in re.findall(r"<!-- (.*?) -->", path.read_text(), re.DOTALL) for line in text.split("\n")
-    }
 
 
 @pytest.mark.parametrize("name", DRAWINGS)

@@ -67,6 +67,15 @@ def make_batches(count: int = 10, batch_size: int = 4, *, target_lengths: Sequen
     return Batches(sources, targets, pad_token_id=0, batch_size=batch_size, seed=seed)
 
 
+def masked_batch(vocab_size: int, seed: int = 0) -> Batch:
+    """Three random rows of different lengths. The last row has no targets."""
+    random = np.random.default_rng(seed)
+    ids, targets = (random.integers(2, vocab_size, (3, length)).astype(np.int32) for length in (9, 6))
+    mask = np.arange(9) < np.array([[9], [4], [9]])
+    target_mask = np.arange(6) < np.array([[6], [3], [0]])
+    return Batch(*map(jnp.asarray, (ids, mask, targets, target_mask)))
+
+
 def word_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A tokenizer whose words are WORDS."""
     ids = {word: index for index, word in enumerate(WORDS)}

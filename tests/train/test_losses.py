@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -13,17 +12,9 @@ from dvp_jax.train.batches import Batch
 from dvp_jax.train.losses import depth_weights
 from dvp_jax.train.trainer import depth_sums
 from tests.models import both
+from tests.train.helpers import masked_batch
 
 SMOOTHING = 0.1
-
-
-def random_batch(vocab_size: int, seed: int = 0) -> Batch:
-    """Three rows of other lengths, the last one masked throughout."""
-    random = np.random.default_rng(seed)
-    ids, targets = (random.integers(2, vocab_size, (3, length)).astype(np.int32) for length in (9, 6))
-    mask = np.arange(9) < np.array([[9], [4], [9]])
-    target_mask = np.arange(6) < np.array([[6], [3], [0]])
-    return Batch(*map(jnp.asarray, (ids, mask, targets, target_mask)))
 
 
 def peer_losses(peer, batch: Batch, smoothing: float) -> list[torch.Tensor]:
@@ -58,7 +49,7 @@ def peer_losses(peer, batch: Batch, smoothing: float) -> list[torch.Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
 def test_loss_and_gradient_of_each_depth_equal_those_of_pytorch(variant, smoothing):
     peer, model = both(variant)
-    batch = random_batch(model.config.vocab_size)
+    batch = masked_batch(model.config.vocab_size)
     depths = tuple(range(1, model.config.num_decoder_layers + 1))
     for depth, peer_loss in zip(depths, peer_losses(peer, batch, smoothing), strict=True):
 
@@ -81,7 +72,7 @@ def test_loss_and_gradient_of_each_depth_equal_those_of_pytorch(variant, smoothi
 
 def test_all_depths_at_once_give_what_each_gives_alone():
     _, model = both("t5")
-    batch = random_batch(model.config.vocab_size)
+    batch = masked_batch(model.config.vocab_size)
     together = depth_sums(model.config, model.params, batch, (1, 2, 3, 4))
     assert float(together.tokens) == 9
     for depth in (1, 2, 3, 4):
@@ -92,7 +83,7 @@ def test_all_depths_at_once_give_what_each_gives_alone():
 
 def test_correct_counts_the_targets_that_are_argmax():
     peer, model = both("t5", spread=4.0)
-    batch = random_batch(model.config.vocab_size)
+    batch = masked_batch(model.config.vocab_size)
     with torch.no_grad():
         start = np.zeros_like(batch.targets[:2, :1])
         logits = peer(

@@ -1,0 +1,120 @@
+"""Evaluation of several methods over a task of a tiny random model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import dvp_jax
+from dvp_jax.evaluate.evaluation import describe, evaluate, make_methods, results_table
+from dvp_jax.evaluate.traces import trace_texts
+from tests.launching import SENTENCES, Sentences
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return dvp_jax.load_model(checkpoint.folder)
+
+
+class NeverLoaded(Sentences):
+    def load(self):
+        raise AssertionError("the data were read before the arguments were checked")
+
+
+FULL = dvp_jax.DecodeConfig(method="full", max_new_tokens=5)
+EARLY = dvp_jax.DecodeConfig(method="static", static_exit_layer=2, max_new_tokens=5)
+
+
+def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
+    task = Sentences(SENTENCES[:4])
+    rows, predictions = evaluate(model, task, {"zz": EARLY, "aa": FULL}, batch_size=3)  # 3 of 4 rows, then 1
+    assert [(row["name"], row["method"], row["static_exit_layer"]) for row in rows] == [
+        ("zz", "static", 2),
+        ("aa", "full", None),
+    ]
+    assert [(p["name"], p["id"]) for p in predictions] == [
+        (name, key) for name in ("zz", "aa") for key in ("id 0", "id 1", "id 2", "id 3")
+    ]
+    early = [
+        checkpoint.decode(s, method="static", static_exit_layer=2, max_new_tokens=5).tokens for s in SENTENCES[:4]
+    ]
+    full = [checkpoint.decode(s, method="full", max_new_tokens=5).tokens for s in SENTENCES[:4]]
+    assert [p["tokens"] for p in predictions] == early + full
+    texts = [[checkpoint.text(tokens) for tokens in of_method] for of_method in (early, full)]
+    assert task.scored == [(texts[0], task.examples), (texts[1], task.examples)]
+    assert [row["metric"] for row in rows] == [{"asked": 1.0}, {"asked": 2.0}]
+    assert rows[0]["speed_up"] == pytest.approx(rows[1]["ms_per_token"] / rows[0]["ms_per_token"])
+    assert rows[1]["speed_up"] == 1.0
+
+
+def test_there_is_no_speed_up_without_the_full_model(model):
+    rows, _ = evaluate(model, Sentences(SENTENCES[:2]), {"one": EARLY}, batch_size=2)
+    assert [row["speed_up"] for row in rows] == [None]
+    assert "None" not in results_table(rows)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1, 1), (2, 2), (9, 3), (None, 3)])
+def test_limit_is_the_number_of_examples_at_most(model, limit, left):
+    task = Sentences(SENTENCES[:3])
+    rows, predictions = evaluate(model, task, {"one": EARLY}, limit=limit)
+    assert rows[0]["num_examples"] == left
+    assert [p["id"] for p in predictions] == ["id 0", "id 1", "id 2"][:left]
+    assert task.scored[0][1] == task.examples[:left]
+
+
+@pytest.mark.parametrize(
+    ("methods", "fields", "parts"),
+    [
+        ({}, {}, "methods is empty"),
+        ({"a": FULL}, {"batch_size": 0}, "batch_size is 0"),
+        ({"a": FULL}, {"batch_size": -2}, "batch_size is -2"),
+        ({"a": FULL}, {"limit": 0}, "limit is 0"),
+        ({"a": dataclasses.replace(EARLY, static_exit_layer=5)}, {}, "static_exit_layer is 5"),
+        ({"a": FULL, "b": dvp_jax.DecodeConfig(prune_size=601)}, {}, "prune_size is 601"),
+    ],
+)
+def test_evaluate_refuses_what_cannot_be_before_it_reads_data(model, methods, fields, parts):
+    with pytest.raises(ValueError, match=parts):
+        evaluate(model, NeverLoaded([]), methods, **fields)
+
+
+def test_evaluate_refuses_a_model_without_a_tokenizer(model):
+    with pytest.raises(ValueError, match="tokenizer"):
+        evaluate(dataclasses.replace(model, tokenizer=None), Sentences(["baba"]), {"a": FULL})
+
+
+RULES = {
+    "oracle": {"method": "oracle", "oracle_states": "full", "min_exit_layer": 1},
+    "state": {"method": "calm", "confidence": "state", "threshold": 0.8},
+    "each": {"method": "calm", "thresholds_per_depth": (1.0, 0.4, 0.2, 1.0), "confidence": "softmax_max"},
+    "mass": {"method": "dvp", "threshold": 0.5, "prune_rule": "mass", "prune_mass": 0.8, "min_exit_layer": 3},
+    "decay": {"method": "dvp", "threshold": 0.5, "prune_rule": "decay", "prune_size_min": 4},
+}
+
+
+def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
+    task, methods = Sentences(SENTENCES[:2]), make_methods(RULES, 5)
+    rows, predictions = evaluate(model, task, methods)
+    for prediction, sentence in zip(predictions, len(RULES) * SENTENCES[:2], strict=True):
+        expected = checkpoint.decode(sentence, max_new_tokens=5, **RULES[prediction["name"]])
+        assert (prediction["tokens"], prediction["exit_layers"]) == (expected.tokens, expected.exit_layers)
+    assert {row["name"]: describe(row) for row in rows} == {
+        "oracle": "min exit 1, states full",
+        "state": "state, threshold 0.8, min exit 2",
+        "each": "softmax_max, thresholds 1 0.4 0.2 1, min exit 2",
+        "mass": "threshold 0.5, min exit 3, p 2, K 64, mass 0.8",
+        "decay": "threshold 0.5, p 2, K 64, K min 4",
+    }
+    for trace in trace_texts(model, task, methods, rows, predictions, 2):
+        exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1
+        assert np.array(trace["candidates"])[exits].tolist() == trace["pieces"]
+
+
+def test_settings_are_ordered_full_first_and_unknown_fields_are_named():
+    methods = make_methods({"a": {"method": "dvp", "prune_size": 9}, "b": {"method": "full"}}, 7)
+    assert list(methods) == ["b", "a"]
+    assert [cfg.max_new_tokens for cfg in methods.values()] == [7, 7]
+    with pytest.raises(
+        ValueError, match=r"methods\.a has no treshold; allowed: method, max_new_tokens, threshold"
+    ):
+        make_methods({"a": {"treshold": 0.5}}, 7)

@@ -1,0 +1,26 @@
+"""Grids of settings."""
+
+import pytest
+
+from dvp_jax.evaluate.experiment import sweep_methods
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"fast": {}}, r"sweep has 'fast'; allowed: full, static, calm, dvp"),
+        ({"calm": {"threshold": ()}}, r"sweep.calm.threshold is \(\); allowed: a list of at least one value"),
+        ({"calm": {"threshold": 0.5}}, r"sweep.calm.threshold is 0.5; allowed: a list"),
+        ({"calm": {"confidence": "meta"}}, r"sweep.calm.confidence is 'meta'; allowed: a list"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(grid, message):
+    with pytest.raises(ValueError, match=message):
+        sweep_methods(grid)
+
+
+def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
+    cells = sweep_methods({"dvp": {"prune_layer": [1, 3], "prune_size": [8]}})
+    assert [(c["prune_layer"], c["min_exit_layer"]) for c in cells.values()] == [(1, 1), (3, 3)]
+    (cell,) = sweep_methods({"dvp": {"prune_layer": [1], "min_exit_layer": [3]}}).values()
+    assert (cell["prune_layer"], cell["min_exit_layer"]) == (1, 3)

@@ -1,0 +1,82 @@
+"""The table of results, the advice of a sweep, and its plots."""
+
+import dataclasses
+
+import dvp_jax
+from dvp_jax.evaluate.evaluation import results_table
+from dvp_jax.evaluate.reports import advice, report_sweep
+from tests.report.helpers import texts_of
+
+
+def test_results_table_is_markdown_of_the_rows():
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(dvp_jax.DecodeConfig))
+    row = {
+        **nothing,
+        "task": "squad",
+        "static_exit_layer": 3,
+        "method": "static",
+        "metric": {"f1": 90.625, "exact_match": 7.0},
+        "mean_exit_layer": 3.0,
+        "num_layers": 24,
+        "confidence_flops_per_token": 0.0,
+        "ms_per_token": 12.3456,
+        "speed_up": None,
+    }
+    calm = {
+        **row,
+        "method": "calm",
+        "threshold": 0.9,
+        "min_exit_layer": 2,
+        "static_exit_layer": None,
+        "mean_exit_layer": 7.126,
+        "confidence_flops_per_token": 123456789.0,
+        "speed_up": 1.2345,
+    }
+    assert results_table([row, calm]).splitlines() == [
+        "| method | settings | f1 | exact_match | mean exit | confidence FLOPs/token | ms/token | speed-up |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| static | exit 3 | 90.62 | 7.00 | 3.00 of 24 | 0 | 12.35 |  |",
+        "| calm | threshold 0.9, min exit 2 | 90.62 | 7.00 | 7.13 of 24 | 1.23e+08 | 12.35 | 1.23x |",
+    ]
+
+
+def cell(method, metric, flops, **settings):
+    fields = [field.name for field in dataclasses.fields(dvp_jax.DecodeConfig)]
+    row = {**dict.fromkeys(fields), **settings, "method": method, "metric": {"f1": metric}, "num_layers": 8}
+    costs = {"layer_flops_per_token": flops, "unembedding_flops_per_token": 0.0, "ms_per_token": 1.0}
+    return {
+        **row,
+        **costs,
+        "mean_exit_layer": 2.0,
+        "task": "squad",
+        "confidence_flops_per_token": 0.0,
+        "speed_up": None,
+    }
+
+
+def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
+    cells = [cell("full", 90.0, 8.0), cell("dvp", 89.2, 3.0, prune_size=64), cell("dvp", 88.9, 2.0, prune_size=32)]
+    assert "2 of 3 cells are within 1 of the full model's f1, 90.00" in advice(cells)
+    assert "dvp, K 64: f1 89.20" in advice(cells)
+    assert "1 of 2 cells are within 1 of the best cell's f1, 90.50" in advice(
+        [cell("calm", 90.5, 9.0), cell("dvp", 88.0, 1.0, prune_size=32)]
+    )
+
+
+def test_a_sweep_of_several_measures_compares_them_over_their_thresholds(tmp_path):
+    calm = {"min_exit_layer": 2}
+    cells = [cell("full", 90.0, 8.0)] + [
+        cell("calm", 80.0, 5.0, confidence=measure, threshold=threshold, **calm)
+        for measure in ("softmax_diff", "state")
+        for threshold in (0.3, 0.6)
+    ]
+    report_sweep(tmp_path, cells, {}, [])
+    shown = texts_of(tmp_path / "squad_f1_per_measure.svg")
+    assert {"full", "calm, softmax_diff, min exit 2", "calm, state, min exit 2"} <= shown
+    assert not any("threshold" in text for text in shown)
+    assert "f1 of each measure" in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_of_one_measure_has_nothing_to_compare(tmp_path):
+    report_sweep(tmp_path, [cell("full", 90.0, 8.0), cell("calm", 80.0, 5.0, confidence="state")], {}, [])
+    assert not (tmp_path / "squad_f1_per_measure.svg").exists()
