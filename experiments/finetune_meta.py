@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from dvp_jax.data import make_task
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import prepare_workdir
+from dvp_jax.runs.files import lock_workdir
 from dvp_jax.t5.load import load_model, save_model
 from dvp_jax.train.batches import batches_of
 from dvp_jax.train.meta import LOSSES, train_meta, validate_meta
@@ -33,20 +33,27 @@ def main() -> None:
     config = _CONFIG.value
     if not config.model:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
-    folder = prepare_workdir(_WORKDIR.value) / "model"
-    if (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} holds a checkpoint already")
-    model = load_model(config.model, progress=True)
-
-    def batches(split: str, limit: int | None):
-        tasks = [make_task(name, **fields) for name, fields in config[split].items()]
-        return batches_of(model, tasks, batch_size=config.train.batch_size, seed=config.train.seed, limit=limit)
-
-    training, validation = batches("tasks", config.limit), batches("validation_tasks", config.validation_limit)
-    model = train_meta(model, training, steps=_STEPS.value, loss=_LOSS.value, learning_rate=_LEARNING_RATE.value)
-    print(json.dumps(validate_meta(model, validation)))
-    save_model(folder, model)
-    print(f"the model with its classifier is in {folder}")
+    with lock_workdir(_WORKDIR.value) as workdir:
+        folder = workdir / "model"
+        if (folder / "config.json").exists():
+            raise FileExistsError(f"{folder} holds a checkpoint already")
+        model = load_model(config.model, progress=True)
+        training, validation = (
+            batches_of(
+                model,
+                [make_task(name, **fields) for name, fields in config[tasks].items()],
+                batch_size=config.train.batch_size,
+                seed=config.train.seed,
+                limit=config[limit],
+            )
+            for tasks, limit in (("tasks", "limit"), ("validation_tasks", "validation_limit"))
+        )
+        model = train_meta(
+            model, training, steps=_STEPS.value, loss=_LOSS.value, learning_rate=_LEARNING_RATE.value
+        )
+        print(json.dumps(validate_meta(model, validation)))
+        save_model(folder, model)
+        print(f"the model with its classifier is in {folder}")
 
 
 if __name__ == "__main__":

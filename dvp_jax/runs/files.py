@@ -1,4 +1,4 @@
-"""Where results go: folders that one process owns, files that are whole or not there."""
+"""Folders that one run locks, and files that appear only once they are complete."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from typing import Any
 
 
 def prepare_workdir(workdir: str | Path) -> Path:
-    """Makes the folder, and checks that it can be written before any work is done.
+    """Creates a folder if it does not exist, and checks that files can be written there.
 
     Raises:
-        OSError: it cannot be made or written.
+        ValueError: the path is empty.
+        OSError: the folder cannot be created or written.
     """
-    workdir = Path(workdir)
+    if workdir == "":  # `Path` would make it the current folder
+        raise ValueError(f"workdir is {workdir!r}; allowed: the path of a folder")
+    folder = Path(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    return workdir
+        raise OSError(f"workdir {folder} cannot be written: {error.strerror}") from None
+    return folder
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: str | Path, index: int = 0) -> Iterator[Path]:
-    """`prepare_workdir`, and no other process may own the folder meanwhile, but those of the same run.
+    """Prepares a folder and locks it, so that no other run can lock it at the same time.
 
-    The lock is the kernel's: it ends with the process, however that ends.
+    The kernel holds the lock and releases it when the process ends, also when it is killed.
 
     Args:
-        workdir: made where it is missing.
-        index: of this process among those of a run, which have a lock each.
+        workdir: created if it does not exist.
+        index: the index of this process in its run. The processes of one run share the folder, and each has a lock
+            of its own.
 
     Raises:
-        OSError: it cannot be made or written, or another process owns it.
+        ValueError: the path is empty.
+        OSError: the folder cannot be created or written, or another run has locked it.
     """
     folder = prepare_workdir(workdir)
     with open(folder / (f".lock-{index}" if index else ".lock"), "a+", encoding="utf-8") as lock:
@@ -55,7 +60,12 @@ def lock_workdir(workdir: str | Path, index: int = 0) -> Iterator[Path]:
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
-    """Writes a text file that appears under its name only when it is complete."""
+    """Writes a text file under a temporary name and renames it once it is complete.
+
+    Args:
+        path: an existing file is replaced.
+        parts: written one after the other, without separators.
+    """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -68,10 +78,10 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of a value as readable JSON."""
+    """Writes a value as indented JSON, with `write_whole`."""
     write_whole(path, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """`write_whole` of a value a line."""
+    """Writes one JSON value a line, with `write_whole`."""
     write_whole(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))

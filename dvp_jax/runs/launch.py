@@ -1,7 +1,4 @@
-"""Starts a launcher: refuses stray arguments, and shows bad input as one line.
-
-With --verbosity=1, as a traceback.
-"""
+"""Runs the main function of a launcher: parses flags, joins other processes, prints bad input as one line."""
 
 from __future__ import annotations
 
@@ -15,57 +12,59 @@ from dvp_jax.runs import processes
 
 
 def run(main: Callable[[], int | None], *, several: bool = False) -> None:
-    """Parses the flags and calls `main`; its return value is the exit status.
+    """Parses the flags, calls `main`, and exits with the status that it returns.
+
+    With --verbosity=1, bad input is shown as a traceback.
 
     Args:
-        main: may raise ValueError or OSError for bad input.
-        several: whether it can run as one of several processes; only process 0 prints then.
+        main: may raise ValueError, OSError or ImportError for bad input.
+        several: whether the launcher can run as one of several processes. It then takes the flags --coordinator,
+            --num_processes and --process_id, and only process 0 prints to stdout.
     """
     if several:
-        flags.DEFINE_string(
-            "coordinator", None, 'host:port of process 0 of several; "auto" on a cluster that JAX knows.'
-        )
-        flags.DEFINE_integer("num_processes", None, "How many processes take part.")
-        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+        flags.DEFINE_string("coordinator", None, 'host:port of process 0, or "auto" on a cluster that JAX knows.')
+        flags.DEFINE_integer("num_processes", None, "The number of processes.")
+        flags.DEFINE_integer("process_id", None, "The index of this process, from 0.")
 
-    def call(argv: list[str]) -> int | None:
+    def call_main(argv: list[str]) -> int | None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         debugging = logging.get_verbosity() >= logging.DEBUG
         if not debugging:
-            logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it did not find
+            logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
         try:
             if several:
                 _join()
             status = main()
             processes.leave()
             return status
-        except Exception as error:
-            processes.tell(error)
-            if debugging or not isinstance(error, (ValueError, OSError, ImportError)):
+        except (ValueError, OSError, ImportError) as error:
+            if debugging:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
 
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            return app.parse_flags_with_usage(argv)
-        except AttributeError as error:  # a field that the config does not have
-            print(f"error: --config has no field {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(1)
+    app.run(call_main, flags_parser=_parse)
 
-    app.run(call, flags_parser=parse)
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # the config has no such field
+        print(f"error: --config has no field {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _join() -> None:
-    asked = flags.FLAGS
-    if asked.coordinator is None:
+    """Joins the processes that the flags name, if they name any."""
+    values = flags.FLAGS
+    if values.coordinator is None:
         for name in ("num_processes", "process_id"):
-            if asked[name].value is not None:
-                raise ValueError(f"{name} is {asked[name].value}, but --coordinator is not set")
+            if values[name].value is not None:
+                raise ValueError(f"{name} is {values[name].value}, but --coordinator is not set")
         return
-    # What libraries in C print, such as that devices of several processes are connected, is no result of ours.
-    ours = os.dup(1)
+    # C++ libraries print to file descriptor 1, for example Gloo when it connects. Python keeps stdout for results.
+    stdout = os.dup(1)
     os.dup2(2, 1)
-    processes.join(asked.coordinator, asked.num_processes, asked.process_id)
-    sys.stdout = open(ours if processes.current().first else os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    processes.join(values.coordinator, values.num_processes, values.process_id)
+    sys.stdout = open(stdout if processes.current().first else os.devnull, "w", encoding="utf-8")  # noqa: SIM115

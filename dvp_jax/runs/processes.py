@@ -1,51 +1,46 @@
-"""Several processes that work as one, joined by `jax.distributed`: each does a part, process 0 puts it together.
-
-A process that fails or dies stops the others, each with a message.
-"""
+"""Several processes that work on one run, over `jax.distributed`."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import ctypes
+import collections
 import dataclasses
 import itertools
 import json
 import os
-import re
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import traverse_util
-from jax._src import distributed  # barriers and keys have no public name
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 Item = TypeVar("Item")
 
 HEARTBEAT_TIMEOUT_S = 30
-"""After so long without a sign a process counts as dead."""
-_TELLING_S = 2  # for the others to tell why they stop
-_FOREVER_MS = 365 * 24 * 3600 * 1000
-_FAILED = "dvp_jax/failed"
+"""A process that gives no sign of life for this long counts as dead, and JAX aborts the others."""
+_FAILURE_GRACE_S = 15
+"""A process that fails waits this long for others that fail for the same reason."""
+_SHUTDOWN_TIMEOUT_S = 20
+"""JAX aborts the processes that have not failed this long after the first one failed."""
+_YEAR_MS = 365 * 24 * 3600 * 1000
 
-_barriers = itertools.count()
-_joined = threading.Event()
-_watching: list[threading.Thread] = []
-_ending = threading.Lock()  # of the thread that says how this process ends
+_barrier_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """This process among those of a run.
+    """One process of a run.
 
     Attributes:
-        index: from 0 to count - 1; process 0 writes what belongs to all.
-        count: of processes.
-        together: all do the same at once, on a mesh of all their devices; else each does a part.
+        index: from 0 to count - 1. Process 0 writes the results of the whole run.
+        count: the number of processes.
+        together: True if all processes do the same work at once, on a mesh of all their devices. False if each
+            process does a part of the work.
     """
 
     index: int = 0
@@ -59,54 +54,64 @@ class Process:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the work is divided."""
+        """The number of parts that the work is divided into."""
         return 1 if self.together else self.count
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes down what it did: of those that do the same process 0 alone."""
+        """Whether this process writes its results. Of processes that work together only process 0 does."""
         return self.first or not self.together
 
     def part(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Every count-th item from the index-th on: each item is in the part of one process; or all, together."""
+        """Returns the items that this process works on.
+
+        Args:
+            items: the same in every process.
+
+        Returns:
+            All items if the processes work together. Otherwise every count-th item from the index-th on, so that
+            each item belongs to exactly one process.
+        """
         return items if self.together else items[self.index :: self.count]
 
     def wait(self) -> None:
         """Waits until every process has called this as often as this one."""
         if self.count > 1:
-            _client().wait_at_barrier(f"dvp_jax/{next(_barriers)}", _FOREVER_MS)
+            # `multihost_utils.sync_global_devices` gives up after 30 minutes on CPU. A part of an evaluation may
+            # take longer.
+            multihost.get_barrier_sync_fn()(key=f"dvp_jax/{next(_barrier_numbers)}", timeout_ms=_YEAR_MS)
 
-    def agree(self, mine: Mapping[str, Any]) -> None:
-        """Refuses processes that are not of one run; waits for all.
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Checks that all processes have the same values. Every process must call this.
 
         Args:
-            mine: can be written as JSON.
+            values: can be written as JSON.
 
         Raises:
-            ValueError: names each field that differs from process 0's, with both values.
+            ValueError: a process has other values than process 0. The message names each field that differs, with
+                both values, and is the same in every process.
         """
         if self.count == 1:
             return
-        client, place = _client(), f"dvp_jax/agree/{next(_barriers)}"
-        client.key_value_set(f"{place}/{self.index}", json.dumps(mine))
-        self.wait()
-        first, *others = (
-            json.loads(client.blocking_key_value_get(f"{place}/{index}", _FOREVER_MS))
-            for index in range(self.count)
-        )
-        for index, other in enumerate(others, start=1):
-            if differs := differences(first, other):
+        values_of_first, *values_of_others = _gather(values)
+        for index, values_of_other in enumerate(values_of_others, start=1):
+            if differing := differences(values_of_first, values_of_other):
                 raise ValueError(
                     f"process {index} differs from process 0: "
-                    + "; ".join(f"{name} is {its!r}, not {want!r}" for name, (want, its) in differs.items())
+                    + "; ".join(f"{name} is {value!r}, not {want!r}" for name, (want, value) in differing.items())
                 )
 
 
 ALONE = Process()
+"""The only process of a run."""
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Both values of each field in which two nested dictionaries differ, under its dotted name."""
+    """Compares two nested dictionaries.
+
+    Returns:
+        Both values of each field that differs, under its dotted name. A missing field counts as None.
+    """
     left, right = (traverse_util.flatten_dict(dict(tree), keep_empty_nodes=True, sep=".") for tree in (one, other))
     return {
         name: (left.get(name), right.get(name))
@@ -115,137 +120,93 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     }
 
 
-def _client() -> Any:
-    return distributed.global_state.client
+def _gather(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the values of every process, in the order of their indices.
+
+    Raises:
+        ValueError: the processes have different numbers of devices, so that JAX cannot gather.
+    """
+    device_counts = collections.Counter(device.process_index for device in jax.devices())
+    for index, device_count in device_counts.items():
+        if device_count != device_counts[0]:
+            raise ValueError(
+                f"process {index} has {device_count} devices; allowed: as many as process 0, {device_counts[0]}"
+            )
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))  # [count]
+    padded = np.pad(text, (0, int(lengths.max()) - len(text)))
+    texts = multihost_utils.process_allgather(padded)  # [count, longest length]
+    return [json.loads(row[:length].tobytes()) for row, length in zip(texts, lengths, strict=True)]
 
 
 def current() -> Process:
-    """This process among those that have joined; alone where none was asked to."""
-    return Process(distributed.global_state.process_id, distributed.global_state.num_processes)
+    """Returns this process of those that have joined, or `ALONE` if it has not joined others."""
+    return Process(jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else ALONE
 
 
 def join(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes; to be called before JAX computes anything.
+    """Joins the other processes of a run. Must be called before JAX computes anything.
 
-    From here on the process ends by `leave`, or as one that failed.
+    A process that ends without `leave` has failed, and JAX stops the others within a minute.
 
     Args:
-        coordinator: host:port where process 0 listens, or "auto" where JAX can find out by itself (TPU pods,
-            Slurm, Open MPI).
-        num_processes: of the run; None for "auto".
-        process_id: of this one, from 0; None for "auto".
+        coordinator: host:port where process 0 listens, or "auto" on a cluster that JAX knows (TPU pods, Slurm,
+            Open MPI).
+        num_processes: the number of processes of the run; None with "auto".
+        process_id: the index of this process, from 0; None with "auto".
 
     Raises:
-        ValueError: one of them is missing or impossible.
-        OSError: the others did not come.
+        ValueError: an argument is missing or impossible.
+        OSError: the other processes did not come.
     """
-    if coordinator == "auto":
-        address = None
-    else:
-        address = coordinator
-        host, _, port = coordinator.rpartition(":")
-        if not (host and port.isdigit()):
-            raise ValueError(f'coordinator is {coordinator!r}; allowed: host:port, or "auto"')
-        if num_processes is None or num_processes < 1:
-            raise ValueError(f"num_processes is {num_processes}; allowed: at least 1")
-        if process_id is None or not 0 <= process_id < num_processes:
-            raise ValueError(f"process_id is {process_id}; allowed: from 0 to {num_processes - 1}")
-    # JAX aborts a process that lost the others. The sleep leaves `_watch` the time to tell why.
-    libc = ctypes.CDLL(None)
-    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    if coordinator != "auto":
+        _check_place(coordinator, num_processes, process_id)
     try:
         jax.distributed.initialize(
-            address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S
+            None if coordinator == "auto" else coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
         )
     except RuntimeError as error:
         raise OSError(f"coordinator is {coordinator!r}: {error}") from None
-    client, me = _client(), current()
-    if me.count == 1:
-        return  # nobody to watch: its own barrier would open at once
-    _joined.set()
     atexit.register(_fail)
-    # The first of these ends with process 0 or with the word of a process that failed, the second, a barrier that
-    # no other process comes to, when any other process dies.
-    for call in (
-        lambda: client.blocking_key_value_get(_FAILED, _FOREVER_MS),
-        lambda: client.wait_at_barrier(f"dvp_jax/watch/{me.index}", _FOREVER_MS),
-    ):
-        _watching.append(threading.Thread(target=_watch, args=(call,), daemon=True))
-        _watching[-1].start()
-    if jax.default_backend() == "cpu":
-        # JAX's compile cache gains nothing there: process 0 alone writes, and the others, whose topology has keys
-        # of their own, never find that. And process 0 was once seen to wait in it for ever, for an unknown reason.
+    if current().count > 1 and jax.default_backend() == "cpu":
+        # JAX's compile cache gains nothing here: process 0 alone writes it, under keys that the other processes,
+        # whose topology differs, never look for. Process 0 was once seen to hang in it.
         jax.config.update("jax_enable_compilation_cache", False)
 
 
-def _watch(call: Callable[[], str | None]) -> None:
-    try:
-        cause = call()
-    except jax.errors.JaxRuntimeError as error:
-        if _ending.locked():
-            return  # this process has left, or another thread says how it ends
-        found = re.search(r"Task (\d+)", str(error))  # without a name it is the connection that broke: process 0's
-        cause = (
-            f"process {found[1] if found else 0} of {current().count} died or cannot be reached; what was written "
-            "stays: start all processes again to go on"
-        )
-        time.sleep(_TELLING_S / 2)  # so that this comes after what JAX writes
-    if _ending.acquire(blocking=False):
-        print(f"\nerror: {cause}", file=sys.stderr)  # below a progress bar
-        _exit()
-
-
-def _end() -> None:
-    """Goes on in the one thread that says how this process ends."""
-    if not _ending.acquire(blocking=False):
-        threading.Event().wait()  # until `_watch` has ended the process
-
-
-def tell(error: BaseException) -> None:
-    """Tells the other processes why this one fails, unless it is because of them: then it ends here.
-
-    To be called before this process says so itself.
-    """
-    if not _joined.is_set():
-        return
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is not None:
-        time.sleep(HEARTBEAT_TIMEOUT_S + 10)  # `_watch` tells which process died, if one did
-    _end()
-    _announce(str(error))
-
-
-def _announce(cause: str) -> None:
-    me = current()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # where process 0 is gone, nobody is left to be told
-        _client().key_value_set(_FAILED, f"process {me.index} of {me.count} failed: {cause}", allow_overwrite=True)
-
-
-def _fail() -> None:
-    """Ends a process that has not called `leave`, without JAX's own leave-taking, which waits for the others."""
-    if _ending.acquire(blocking=False):
-        _announce("see what it wrote")
-    time.sleep(_TELLING_S)
-    _exit()
-
-
-def _exit() -> None:
-    if current().first:
-        time.sleep(_TELLING_S)  # JAX aborts the others once it is gone
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+def _check_place(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+    """Raises ValueError unless the three arguments of `join` name one process of a run."""
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdigit()):
+        raise ValueError(f'coordinator is {coordinator!r}; allowed: host:port, or "auto"')
+    if num_processes is None or num_processes < 1:
+        raise ValueError(f"num_processes is {num_processes}; allowed: at least 1")
+    if process_id is None or not 0 <= process_id < num_processes:
+        raise ValueError(f"process_id is {process_id}; allowed: from 0 to {num_processes - 1}")
 
 
 def leave() -> None:
-    """Waits until all processes are done, and parts from them."""
-    if not _joined.is_set():
-        return
-    current().wait()
-    _end()
-    atexit.unregister(_fail)
+    """Waits until all processes have finished their work, and disconnects from them."""
+    if jax.distributed.is_initialized():
+        current().wait()
+        jax.distributed.shutdown()
+        atexit.unregister(_fail)
+
+
+def _fail() -> None:
+    """Ends a process that did not call `leave`.
+
+    JAX's shutdown waits for all processes. If they all fail for the same reason, for example bad input, each can
+    print its own message and all end at once. If only this process fails, the grace period ends it, and JAX aborts
+    the others.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    timer = threading.Timer(_FAILURE_GRACE_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
     jax.distributed.shutdown()
-    for thread in _watching:
-        thread.join()  # one that still waits in JAX's client while Python ends would abort the process

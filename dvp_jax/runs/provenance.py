@@ -1,4 +1,4 @@
-"""What made a result: config, versions, device, model, code and time."""
+"""The provenance of a result: config, versions, code, model, data, device and time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ import jax
 from dvp_jax.data.task import Task
 from dvp_jax.t5.load import Model
 
-_PACKAGES = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")
+PACKAGE_FOLDER = Path(__file__).parents[1]
+_DISTRIBUTIONS = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")
 
 
 def provenance(
     config: Mapping[str, Any], model: Model, tasks: Sequence[Task], seed: int | None = None
 ) -> dict[str, Any]:
-    """What made a result, as JSON.
+    """Returns all that a result depends on, as values that can be written as JSON.
 
     Args:
-        config: what was run; names the checkpoint as "model".
-        model: the same, loaded.
-        tasks: read whole, for their fingerprint.
-        seed: of random draws; None where there are none.
+        config: the config of the run. Its field "model" names the checkpoint.
+        model: the loaded checkpoint.
+        tasks: the tasks of the run. All their examples are read for the fingerprint.
+        seed: the seed of random draws; None if there are none.
     """
     return {
         "model": config["model"],
@@ -47,27 +48,27 @@ def provenance(
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what is computed."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    """Returns the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _DISTRIBUTIONS}
 
 
 def digest(value: Any) -> str:
-    """A hash of a value that can be written as JSON."""
+    """Returns a hash of a value that can be written as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
 def code_fingerprint() -> str:
-    """A hash of this package's code, committed or not."""
-    folder = Path(__file__).parent
-    return digest({str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*.py")})
+    """Returns a hash of all modules of this package, with changes that are not committed."""
+    paths = PACKAGE_FOLDER.rglob("*.py")
+    return digest({str(path.relative_to(PACKAGE_FOLDER)): path.read_text("utf-8") for path in paths})
 
 
 def _git_revision() -> str | None:
-    """The commit of the code, with "-dirty" where it was changed since; None outside a repository."""
+    """Returns the commit of the code, with "-dirty" if files have changed since. None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git
+        run = subprocess.run(command, cwd=PACKAGE_FOLDER, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
         return None
     return run.stdout.strip() or None

@@ -1,126 +1,174 @@
-"""A whole training run: model, data, training, plot and export."""
+"""A whole training run: from a config to an exported model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from jax.sharding import Mesh
 
 from dvp_jax.data import make_task
+from dvp_jax.data.task import Task
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import prepare_workdir, write_whole
+from dvp_jax.runs.files import lock_workdir, write_json
+from dvp_jax.runs.predictions import read_json
 from dvp_jax.runs.provenance import code_fingerprint, versions
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
 from dvp_jax.t5.sharding import make_mesh
-from dvp_jax.train.batches import batches_of
+from dvp_jax.train.batches import Batches, batches_of
 from dvp_jax.train.scratch import new_model, train_tokenizer
-from dvp_jax.train.trainer import check_batch, make_train_config, read_metrics, train
+from dvp_jax.train.trainer import TrainConfig, check_batch, make_train_config, read_metrics, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MAY_CHANGE = {"mesh", "train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
+"""Fields of the config that a resumed run may change."""
+_MIN_CURVES = 6
 
 
 def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = False) -> Path:
-    """Trains what `config` describes and writes a Hugging Face folder.
+    """Trains a model as the config says, and exports the best one as a Hugging Face folder.
 
     Args:
-        config: "model" is a checkpoint folder or hub id, or None to start from scratch with "shape" (fields of
-            `T5Config`) and "tokenizer" (a folder, or None to train one of shape.vocab_size pieces on the
-            training texts); "tasks" and "validation_tasks" are lists of tasks as in evaluation; "limit" and
-            "validation_limit" bound the examples of each; "train" has the fields of `TrainConfig`; "mesh" is the
-            sizes of the axes "data" and "model" of a mesh of devices, or None: one device, or of several
-            processes all of theirs along "data".
+        config: has these fields:
+
+            - "model": a checkpoint folder or hub id, or None to start from random parameters.
+            - "shape": the fields of `T5Config`, for a model with random parameters.
+            - "tokenizer": a folder, or None to train a tokenizer of shape.vocab_size pieces on the training texts.
+            - "tasks", "validation_tasks": the tasks, as in evaluation.
+            - "limit", "validation_limit": the number of examples of each task, from the first; None for all.
+            - "train": the fields of `TrainConfig`.
+            - "mesh": the sizes of the axes "data" and "model" of a mesh of devices. None is one device, or all
+              devices of several processes along "data".
         workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
-        resume: go on from the latest checkpoint in the workdir.
+        resume: continue from the latest checkpoint in the workdir.
 
     Returns:
         The folder of the exported model.
 
     Raises:
-        FileExistsError: the workdir holds a run and resume is False, or a finished run.
+        FileExistsError: the workdir holds a finished run, or an unfinished one and resume is False.
         FileNotFoundError: a data file or the checkpoint is missing.
-        ValueError: an impossible setting, an empty or malformed data set, another config or other arrays
-            than those of the run to resume, a loss that is no longer finite, or processes that differ in code,
-            versions, config, model or data.
-        OSError: the workdir cannot be written.
+        ValueError: an impossible setting, an empty or malformed data set, a config or arrays that differ from
+            those of the run to resume, a loss that is not finite, or processes that differ in code, versions,
+            config, model or data.
+        OSError: the workdir cannot be written, or another run has locked it.
     """
     cfg = make_train_config(config["train"])
-    workdir = prepare_workdir(workdir)
-    if (workdir / "model" / "config.json").exists():
-        raise FileExistsError(f"{workdir} holds a finished run; allowed: another workdir")
-    if (workdir / "config.json").exists() and not resume:
-        raise FileExistsError(f"{workdir} holds a run; allowed: another workdir, or --resume")
+    process = processes.current()
+    with lock_workdir(workdir, process.index) as folder:
+        _check_unused(folder, resume)
+        _check_data(config)
+        process.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
+        tasks, validation_tasks = (
+            [make_task(name, **fields) for name, fields in config[split].items()]
+            for split in ("tasks", "validation_tasks")
+        )
+        model = _start_model(config, tasks, cfg.seed, make_mesh(config.get("mesh"), all_processes=True))
+        batches, validation_batches = _make_batches(config, cfg, model, tasks, validation_tasks)
+        process.agree({"model_fingerprint": model.fingerprint, "data_fingerprint": batches.fingerprint})
+        if resume:
+            _check_unchanged(read_json(folder / "config.json"), config)
+        process.wait()  # until all have read it
+        if process.first:
+            write_json(folder / "config.json", config)
+        best = train(model, batches, validation_batches, cfg, folder, resume=resume)
+        if process.first:
+            _plot(folder)
+        save_model(folder / "model", best)
+        return folder / "model"
+
+
+def _check_unused(folder: Path, resume: bool) -> None:
+    """Raises FileExistsError if the folder holds a run that this one would overwrite."""
+    if (folder / "model" / "config.json").exists():
+        raise FileExistsError(f"{folder} holds a finished run; allowed: another workdir")
+    if (folder / "config.json").exists() and not resume:
+        raise FileExistsError(f"{folder} holds a run; allowed: another workdir, or --resume")
+
+
+def _check_data(config: Mapping[str, Any]) -> None:
+    """Raises ValueError if the config names no training data."""
     if not config["tasks"]:
         raise ValueError("tasks is empty; allowed: at least one")
     for name in ("limit", "validation_limit"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; allowed: at least 1")
-    me = processes.current()
-    me.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
-    tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
-    validation_tasks = [make_task(name, **fields) for name, fields in config["validation_tasks"].items()]
-
-    mesh = make_mesh(config.get("mesh"), all_processes=True)
-    if config["model"]:
-        model = load_model(config["model"], progress=True, mesh=mesh)
-    else:
-        model = shard_model(_scratch(config, tasks, cfg.seed), mesh)
-    check_batch(model, cfg)
-    cfg.depth_weights(model.config.num_decoder_layers)  # before the data are tokenised
-    batches = batches_of(model, tasks, batch_size=cfg.batch_size, seed=cfg.seed, limit=config["limit"])
-    validation = None
-    if validation_tasks:
-        validation = batches_of(
-            model, validation_tasks, batch_size=cfg.batch_size, limit=config["validation_limit"]
-        )
-    me.agree({"model_fingerprint": model.fingerprint, "data_fingerprint": batches.fingerprint})
-    if resume and (workdir / "config.json").exists():
-        _check_same(
-            json.loads((workdir / "config.json").read_text(encoding="utf-8")), json.loads(json.dumps(config))
-        )
-    me.wait()
-    if me.first:
-        write_whole(workdir / "config.json", [json.dumps(config, indent=2) + "\n"])
-    best = train(model, batches, validation, cfg, workdir, resume=resume)
-    if me.first:
-        _plot(workdir)
-    save_model(workdir / "model", best)
-    return workdir / "model"
 
 
-def _plot(workdir: Path) -> None:
-    if curves := [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]:
-        accuracy_per_depth(
-            {f"step {line['step']}": line["accuracy"] for line in curves[:: max(1, len(curves) // 6)]},
-            workdir / "accuracy_per_depth.svg",
-        )
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to go on with another run than the one that was interrupted; it may be longer or shorter.
+def _check_unchanged(earlier: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
+    """Compares the config with that of the run to resume, if that run came so far as to write it.
 
     Raises:
-        ValueError: names each field that differs, with both values.
+        ValueError: names each field that differs and may not, with both values.
     """
-    may_differ = {"mesh", "train.steps", "train.log_every", "train.checkpoint_every", "train.keep"}
-    differs = {name: both for name, both in processes.differences(before, now).items() if name not in may_differ}
-    if differs:
+    if earlier is None:
+        return
+    as_json = json.loads(json.dumps(config))  # with lists for tuples
+    differing = {
+        name: values for name, values in processes.differences(earlier, as_json).items() if name not in _MAY_CHANGE
+    }
+    if differing:
         raise ValueError(
             "config differs from that of the run to resume: "
-            + "; ".join(f"{name} is {new!r}, was {old!r}" for name, (old, new) in differs.items())
+            + "; ".join(f"{name} is {new!r}, was {old!r}" for name, (old, new) in differing.items())
         )
 
 
-def _scratch(config: Mapping[str, Any], tasks: list[Any], seed: int) -> Model:
-    """A model with random parameters, and its tokenizer."""
+def _start_model(config: Mapping[str, Any], tasks: Sequence[Task], seed: int, mesh: Mesh | None) -> Model:
+    """Loads the checkpoint that the config names, or makes a model with random parameters."""
+    if config["model"]:
+        return load_model(config["model"], progress=True, mesh=mesh)
     shape = dict(config["shape"])
     if config["tokenizer"] is not None:
         tokenizer = load_tokenizer(Path(config["tokenizer"]))
         if tokenizer is None:
             raise FileNotFoundError(f"tokenizer is {config['tokenizer']!r}, a folder without a tokenizer")
     else:
-        if "vocab_size" not in shape:
-            raise ValueError("shape has no vocab_size; allowed: the number of pieces of the tokenizer to train")
-        examples = [example for task in tasks for example in task.load()[: config["limit"]]]
-        texts = [text for example in examples for text in (example.prompt, *example.references)]
-        tokenizer = train_tokenizer(texts, shape["vocab_size"])
-    return new_model(shape, tokenizer, seed)
+        tokenizer = _new_tokenizer(shape, tasks, config["limit"])
+    return shard_model(new_model(shape, tokenizer, seed), mesh)
+
+
+def _new_tokenizer(shape: Mapping[str, Any], tasks: Sequence[Task], limit: int | None) -> PreTrainedTokenizerBase:
+    """Trains a tokenizer on the prompts and references of the tasks."""
+    if "vocab_size" not in shape:
+        raise ValueError("shape has no vocab_size; allowed: the number of pieces of the tokenizer to train")
+    examples = [example for task in tasks for example in task.load()[:limit]]
+    texts = [text for example in examples for text in (example.prompt, *example.references)]
+    return train_tokenizer(texts, shape["vocab_size"])
+
+
+def _make_batches(
+    config: Mapping[str, Any],
+    cfg: TrainConfig,
+    model: Model,
+    tasks: Sequence[Task],
+    validation_tasks: Sequence[Task],
+) -> tuple[Batches, Batches | None]:
+    """Tokenizes the training data, and the validation data if there are any."""
+    # Errors that are known before minutes of tokenizing.
+    check_batch(model, cfg)
+    cfg.depth_weights(model.config.num_decoder_layers)
+    batches = batches_of(model, tasks, batch_size=cfg.batch_size, seed=cfg.seed, limit=config["limit"])
+    if not validation_tasks:
+        return batches, None
+    return batches, batches_of(
+        model, validation_tasks, batch_size=cfg.batch_size, limit=config["validation_limit"]
+    )
+
+
+def _plot(folder: Path) -> None:
+    """Draws the accuracy of each depth at a few of the validations, if there are any."""
+    validations = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "validation"]
+    if validations:
+        accuracy_per_depth(
+            {
+                f"step {line['step']}": line["accuracy"]
+                for line in validations[:: max(1, len(validations) // _MIN_CURVES)]
+            },
+            folder / "accuracy_per_depth.svg",
+        )

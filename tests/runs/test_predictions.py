@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from dvp_jax.runs.processes import Process
 from dvp_jax.runs.predictions import Predictions
+from dvp_jax.runs.processes import Process
 
 
 def texts(*names):
