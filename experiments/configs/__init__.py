@@ -1,1 +1,1 @@
-"""ml_collections configs, one per table row or figure."""
+"""ml_collections configs, one for each table or figure."""

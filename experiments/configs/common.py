@@ -1,4 +1,4 @@
-"""What the configs share."""
+"""Functions that several configs share: evaluations, sweeps and fine-tuning."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def evaluation(
             "batch_size": 1,
             "limit": config_dict.placeholder(int),
             "mesh": config_dict.placeholder(tuple),  # (data, model): devices to decode on
-            "explore": 100,  # examples of each task that report.html can show token by token
+            "explore": 100,  # how many examples of each task report.html shows token by token
         }
     )
 
@@ -65,13 +65,13 @@ def paper(task: str, model: str, *, prune_layers: tuple[int, ...] = (2,)) -> Con
 
 
 def sweep(evaluated: ConfigDict, grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> ConfigDict:
-    """A grid of settings over the model and tasks of an evaluation.
+    """A sweep over a grid of settings, with the model and tasks of an evaluation.
 
     Args:
-        evaluated: from `evaluation`.
-        grid: lists of values under the names of fields of `DecodeConfig`, under the name of each method.
+        evaluated: from `evaluation`. Its methods are replaced by the grid.
+        grid: for each method, lists of values by name of a field of `DecodeConfig`.
     """
-    config = ConfigDict(evaluated)  # what is open stays open
+    config = ConfigDict(evaluated)  # a copy; placeholders stay settable on the command line
     del config.methods
     config.explore = 20
     config.sweep = {method: dict(fields) for method, fields in grid.items()}
@@ -86,7 +86,16 @@ def finetuning(
     model: str | None = None,
     shape: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
-    """From the checkpoint `model`, or from scratch with `shape` and a tokenizer of its own."""
+    """A training run.
+
+    Args:
+        tasks: settings of each task to train on, under its name.
+        validation_tasks: the same for validation.
+        train: fields of `TrainConfig`; the others keep their defaults.
+        model: folder or hub id of the checkpoint to start from; None leaves it to the command line, and trains
+            from scratch if that gives none.
+        shape: fields of `T5Config` of a model that is trained from scratch, with a tokenizer of its own.
+    """
     return ConfigDict(
         {
             "model": config_dict.placeholder(str) if model is None else model,
@@ -103,7 +112,12 @@ def finetuning(
 
 
 def t5_large(task: str, *, steps: int) -> ConfigDict:
-    """T5-large on one task of the hub, at T5's own fine-tuning settings."""
+    """Fine-tuning of T5-large on a data set of the hub, at T5's own settings.
+
+    Args:
+        task: "squad" or "samsum".
+        steps: number of optimiser steps.
+    """
     return finetuning(
         model="google-t5/t5-large",
         tasks={task: {"split": "train", "path": None}},
@@ -121,11 +135,11 @@ def t5_large(task: str, *, steps: int) -> ConfigDict:
 
 
 def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """None stays open for a text on the command line."""
+    """The fields, with placeholders for None, so that the command line can set them to a text."""
     return {name: config_dict.placeholder(str) if value is None else value for name, value in fields.items()}
 
 
 def _train_fields(train: Mapping[str, Any]) -> dict[str, Any]:
-    """All fields of `TrainConfig`, so that each can be set on the command line."""
+    """All fields of `TrainConfig`, so that the command line can set each of them."""
     fields = dataclasses.asdict(make_train_config(train))
     return {name: config_dict.placeholder(float) if value is None else value for name, value in fields.items()}

@@ -1,7 +1,7 @@
 """The demo that ships with the package: full, static, calm and dvp on made-up questions and dialogues, batch 1.
 
-Not a table of a paper: the texts are made up, so the figures show what the methods do and prove nothing about
-SQuAD or SamSum. Seen: the README's table.
+This is no table of the paper. The texts are made up, so the figures show what the methods do and prove nothing
+about SQuAD or SamSum. Result: the table at the top of the README.
 
     python -m experiments.evaluate --config=experiments/configs/demo.py --workdir=runs/demo
 """
@@ -14,7 +14,7 @@ import dvp_jax
 from experiments.configs.common import evaluation
 
 DEMO = Path(dvp_jax.__file__).parent / "demo"
-"""Model and test sets; scripts/make_demo.py makes them."""
+"""The folder of the model and the test sets, which scripts/make_demo.py makes."""
 
 
 def get_config() -> ConfigDict:

@@ -1,7 +1,7 @@
-"""The demo's model: 4 + 8 layers, from scratch, on made-up questions and dialogues.
+"""Trains the demo's model from scratch: 4 encoder and 8 decoder layers, made-up questions and dialogues.
 
-Every depth learns, deeper ones with more weight (CALM's anytime loss). scripts/make_demo.py runs this and exports
-the model; its --only_data draws the texts alone. To train the shipped model further instead:
+CALM's anytime loss is over all depths, with more weight on deeper ones. scripts/make_demo.py runs this
+and exports the model; with --only_data it only makes the texts. To train the shipped model further instead:
 
     python scripts/make_demo.py --workdir=runs/make_demo --only_data
     python -m experiments.finetune --config=experiments/configs/finetune_demo.py --workdir=runs/finetune_demo \
@@ -14,7 +14,11 @@ from experiments.configs.common import finetuning
 
 
 def get_config(data: str = "runs/make_demo/data") -> ConfigDict:
-    """The config, on the texts in the folder `data`."""
+    """The config.
+
+    Args:
+        data: the folder of the texts.
+    """
 
     lengths = {"max_source_length": 128, "max_new_tokens": 40}
 

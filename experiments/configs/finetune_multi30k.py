@@ -1,14 +1,14 @@
-"""A small T5 from scratch on Multi30k, English to German, every depth learning (CALM's anytime loss).
+"""Trains a small T5 from scratch on Multi30k, English to German, with CALM's anytime loss over all depths.
 
     python -m experiments.finetune --config=experiments/configs/finetune_multi30k.py \
         --workdir=runs/finetune_multi30k
 
-Seen on test_2016_flickr, with experiments/configs/multi30k.py and --config.batch_size=32: BLEU 12.27 for full,
-11.94 for dvp (K = 64, threshold 0.5) at a mean exit of 3.40 of 6; training took 37 minutes on one CPU core. It
-sees each sentence 2.6 times only.
+Result on test_2016_flickr, with experiments/configs/multi30k.py and --config.batch_size=32: BLEU 12.27 for full,
+11.94 for dvp (K = 64, threshold 0.5) at a mean exit of 3.40 of 6. Training took 37 minutes on one CPU core; it
+sees each sentence only 2.6 times.
 
 The data set comes from the hub, or from files by --config.tasks.translation.source_path=train.en,
---config.tasks.translation.target_path=train.de and the same of config.validation_tasks.
+--config.tasks.translation.target_path=train.de and the same for config.validation_tasks.
 """
 
 from ml_collections import ConfigDict

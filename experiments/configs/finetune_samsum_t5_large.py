@@ -1,11 +1,13 @@
-"""T5-large fine-tuned on SamSum, every depth learning (CALM's anytime loss).
+"""Fine-tunes T5-large on SamSum with CALM's anytime loss over all depths.
 
     python -m experiments.finetune --config=experiments/configs/finetune_samsum_t5_large.py \
         --workdir=runs/samsum_t5_large
 
-T5's own fine-tuning: Adafactor at a constant 1e-3; 3 epochs. Model and data come from the hub, or from folders
-and files by --config.model, --config.tasks.samsum.path and --config.validation_tasks.samsum.path. Needs an
-accelerator. The paper's authors fine-tuned jvelja/t5-samsum instead (3 epochs, learning rate 5e-5, batch 8); see
+The optimiser is that of T5's own fine-tuning: Adafactor at a constant 1e-3; 3 epochs. Model and data come from the
+hub, or from folders and files by --config.model, --config.tasks.samsum.path and
+--config.validation_tasks.samsum.path. Needs an accelerator.
+
+The paper's authors fine-tuned jvelja/t5-samsum instead (3 epochs, learning rate 5e-5, batch 8); see
 samsum_finetuned.py for its published figures. Ours: not run.
 """
 

@@ -1,7 +1,7 @@
 """full, calm and dvp on Multi30k test_2016_flickr, English to German, batch 1.
 
-Not a table of the paper: a small checkpoint's translation, for a run of minutes on two CPU cores. The
-checkpoint's confidence is low, hence the threshold of 0.5. Seen: the README's table, in about 5 minutes.
+This is no table of the paper: a small checkpoint translates, which takes about 5 minutes on two CPU cores. Its
+confidence is low, hence the threshold of 0.5. Result: the table in docs/results.md.
 
     python -m experiments.evaluate --config=experiments/configs/multi30k.py --workdir=runs/multi30k \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \

@@ -1,7 +1,7 @@
 """Which p, K and threshold? Multi30k, English to German, p in {1, 2, 3} and K in {32, 128, 512}.
 
-Not a table of the paper, which leaves the choice open. Seen: the README's picture,
-on the first 100 sentences (--config.limit=100 --config.explore=0), in 3 minutes on two CPU cores.
+This is no table of the paper, which leaves the choice open. Result: the figure in docs/results.md, on the first
+100 sentences (--config.limit=100 --config.explore=0), in 3 minutes on two CPU cores.
 
     python -m experiments.sweep --config=experiments/configs/multi30k_sweep.py --workdir=runs/multi30k_sweep \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \

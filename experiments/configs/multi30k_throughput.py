@@ -1,6 +1,6 @@
 """Refilled slots against fixed batches: full and dvp on Multi30k test_2016_flickr, English to German.
 
-Not a table of the paper, which decodes one text at a time. Seen: the README's tables.
+This is no table of the paper, which decodes one text at a time. Result: the tables in docs/performance.md.
 
     python -m experiments.throughput --workdir=runs/throughput \
         --config=experiments/configs/multi30k_throughput.py \
