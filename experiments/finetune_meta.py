@@ -1,10 +1,10 @@
-"""Trains CALM's meta classifier on a frozen model, and writes both into a new folder.
+"""Trains CALM's meta classifier on a frozen model, and writes both into one checkpoint.
 
     python -m experiments.finetune_meta --config=experiments/configs/finetune_demo.py --workdir=runs/meta \
         --config.model=CHECKPOINT --steps=300
 
-The config is one of `experiments.finetune`: its model, tasks and batch size are used. Then decode with
-`confidence="meta"`.
+Takes a config of `experiments.finetune` and uses its model, tasks and batch size. To decode with the classifier,
+set `confidence="meta"`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dvp_jax.train.batches import batches_of
 from dvp_jax.train.meta import LOSSES, train_meta, validate_meta
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Model and data; see experiments/configs/finetune_*.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where model/ goes.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder in which model/ is written.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 300, "Optimiser steps.")
-_LOSS = flags.DEFINE_enum("loss", "independent", LOSSES, "CALM's two losses.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Of Adam.")
+_LOSS = flags.DEFINE_enum("loss", "independent", LOSSES, "Which of CALM's two losses to use.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "Learning rate of Adam.")
 
 
 def main() -> None:
-    """Trains the classifier that the flags describe."""
+    """Trains the classifier, validates it and saves the model."""
     config = _CONFIG.value
     if not config.model:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")

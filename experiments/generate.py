@@ -1,4 +1,4 @@
-"""Generates from one prompt, and shows after how many layers each token left the decoder.
+"""Generates from one prompt, and shows after how many layers each token exited.
 
 python -m experiments.generate --model=google-t5/t5-large --prompt="translate English to German: Hello."
 """
@@ -16,20 +16,20 @@ from dvp_jax.t5.load import load_model
 from dvp_jax.t5.sharding import make_mesh
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
-_PROMPT = flags.DEFINE_string("prompt", None, "What to generate from, with the task's prefix.", required=True)
+_PROMPT = flags.DEFINE_string("prompt", None, "The text to read, with the task's prefix.", required=True)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
 _METHOD = flags.DEFINE_enum("method", "dvp", METHODS, "How to decode.")
-_THRESHOLD = flags.DEFINE_float("threshold", 0.9, "What confidence must exceed.")
-_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may leave.")
+_THRESHOLD = flags.DEFINE_float("threshold", 0.9, "The confidence that a token must exceed to exit.")
+_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may exit.")
 _PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
-_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "Tokens that are kept.")
-_STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth of method static.")
-_MESH = flags.DEFINE_list("mesh", None, "Devices to decode on: sizes of the axes data and model, such as 4,2.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Tokens to generate at most.")
+_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the tokens that are kept.")
+_STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth at which every token exits, for method static.")
+_MESH = flags.DEFINE_list("mesh", None, "Sizes of the axes data and model of a mesh of devices, such as 4,2.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens to generate.")
 
 
 def main() -> None:
-    """Generates and prints."""
+    """Generates, and prints each token with its exit layer and confidence."""
     cfg = DecodeConfig(
         method=_METHOD.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -44,7 +44,7 @@ def main() -> None:
     model = load_model(_MODEL.value, _DTYPE.value, progress=True, mesh=mesh)
     (out,) = generate_text(model, [_PROMPT.value], cfg)
     print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
-    assert model.tokenizer is not None  # else generate_text had refused
+    assert model.tokenizer is not None  # generate_text has refused a model without one
     pieces = model.tokenizer.convert_ids_to_tokens(out.tokens)
     for piece, layer, confidence in zip(pieces, out.exit_layers, out.confidences, strict=True):
         print(f"{piece:20} {layer:10} {confidence:18.3f}")

@@ -1,10 +1,10 @@
-"""Counts what devices send each other for a token: the collectives in the compiled decode program.
+"""Counts what devices send each other for one token: the collectives in the compiled decode program.
 
     python -m scripts.collectives --shape=t5-11b --mesh=1,8 --batch=1
 
-Compiles for virtual CPU devices; the weights are never made. Prints, for each method, how many collectives a token
-takes and how many bytes their results have on a device: at the least, where a token leaves at the first depth, and
-at the most, where it runs through all of them. Other backends may join or split collectives; the CPU's widens
+Compiles for virtual CPU devices, without making the weights. For each method, prints how many collectives a token
+takes and how many bytes their results have on one device. The least is for a token that exits at the first depth,
+the most for one that runs all layers. Other backends may join or split collectives; the CPU backend widens
 bfloat16 to float32.
 """
 
@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from dvp_jax.bench.collectives import least, most, per_token
 from dvp_jax.decode.api import lower_decode
 from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
 from dvp_jax.t5.config import SHAPES, T5Config
 from dvp_jax.t5.hugging_face import parameter_targets
@@ -30,35 +32,46 @@ from dvp_jax.t5.sharding import check_mesh, make_mesh
 
 METHODS = ("full", "calm", "dvp")
 
-_SHAPE = flags.DEFINE_enum("shape", "t5-11b", list(SHAPES), "Shape of the model.")
+_SHAPE = flags.DEFINE_enum("shape", "t5-11b", list(SHAPES), "The shape of the model.")
 _MESH = flags.DEFINE_list("mesh", ["1", "8"], "Sizes of the axes data and model.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together; a multiple of the data axis.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together, a multiple of the size of the data axis.")
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Dtype of the weights.")
 _SOURCE_LENGTH = flags.DEFINE_integer("source_length", 512, "Tokens of each source.")
 
 
 def compiled_decode(
-    config: T5Config, sizes: list[int], cfg: DecodeConfig, *, batch: int, source_length: int, dtype: str
+    config: T5Config, mesh_sizes: list[int], cfg: DecodeConfig, *, batch: int, source_length: int, dtype: str
 ) -> str:
-    """Text of the compiled decode program of such a model, whose weights are not made.
+    """Compiles the decode program of a model whose weights are never made.
+
+    Args:
+        config: the shape of the model.
+        mesh_sizes: sizes of the axes "data" and "model".
+        cfg: how to decode.
+        batch: rows decoded together.
+        source_length: tokens of each source.
+        dtype: dtype of the weights.
+
+    Returns:
+        The text of the compiled program, as HLO.
 
     Raises:
-        ValueError: the mesh does not fit the model, or not enough devices.
+        ValueError: the mesh does not fit the model, or needs more devices than there are.
     """
-    mesh = make_mesh(sizes)
+    mesh = make_mesh(mesh_sizes)
     assert mesh is not None
     mesh = check_mesh(config, mesh)
     config, targets = parameter_targets(config, dtype, mesh)
-    over = jax.sharding.PartitionSpec
 
-    def shape(size: tuple[int, ...], kind: Any, *axes: str) -> Any:
-        return jax.ShapeDtypeStruct(size, kind, sharding=jax.sharding.NamedSharding(mesh, over(*axes)))
+    def abstract(shape: tuple[int, ...], dtype: DTypeLike, *axes: str) -> Any:
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
 
-    cross = shape((batch, config.num_heads, source_length, config.d_kv), jnp.dtype(dtype), "data", "model")
+    cross = abstract((batch, config.num_heads, source_length, config.d_kv), dtype, "data", "model")
     encoded = Encoded(
         cross=[(cross, cross)] * config.num_decoder_layers,
-        mask=shape((batch, source_length), bool, "data"),
-        active=shape((batch,), bool, "data"),
+        mask=abstract((batch, source_length), bool, "data"),
+        active=abstract((batch,), bool, "data"),
     )
     model = Model(config, traverse_util.unflatten_dict(targets), mesh=mesh)
     text = lower_decode(model, encoded, cfg)[0].compile().as_text()
@@ -68,14 +81,12 @@ def compiled_decode(
 
 def main() -> None:
     """Prints the table."""
-    sizes = [int(size) for size in _MESH.value]
-    print("| method | collectives a token, least to most | bytes a token, least to most | at most |")
-    print("| --- | ---: | ---: | --- |")
+    rows = []
     for name in METHODS:
         cfg = DecodeConfig(method=name, layer_loop="cond")
         hlo = compiled_decode(
             SHAPES[_SHAPE.value],
-            sizes,
+            [int(size) for size in _MESH.value],
             cfg,
             batch=_BATCH.value,
             source_length=_SOURCE_LENGTH.value,
@@ -83,10 +94,11 @@ def main() -> None:
         )
         low, high = per_token(hlo, least), per_token(hlo, most)
         kinds = ", ".join(f"{high.count[kind]} {kind} of {high.bytes[kind]:,}" for kind in high.count)
-        print(
-            f"| `{name}` | {low.count.total()} to {high.count.total()} | "
-            f"{low.bytes.total():,} to {high.bytes.total():,} | {kinds} |"
-        )
+        counts = f"{low.count.total()} to {high.count.total()}"
+        sizes = f"{low.bytes.total():,} to {high.bytes.total():,}"
+        rows.append([f"`{name}`", counts, sizes, kinds])
+    head = ["method", "collectives a token, least to most", "bytes a token, least to most", "at most"]
+    print(Table(head, rows).markdown())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/convert_checkpoint.py --source=google-t5/t5-large --output=t5-large-orbax --format=orbax
     python scripts/convert_checkpoint.py --source=t5-large-orbax --output=t5-large-bf16 --dtype=bfloat16
 
-The source is a Hugging Face folder, a folder written by this script, or a hub id; the tokenizer goes along.
+The source is a Hugging Face folder, a folder written by this script, or a hub id. The tokenizer is copied too.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dvp_jax.runs import launch
 from dvp_jax.t5.load import FORMATS, load_model, save_model
 
 _SOURCE = flags.DEFINE_string("source", None, "Checkpoint folder or hub id.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must hold no checkpoint.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write, without a checkpoint in it.", required=True)
 _FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Format to write.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype to write: float32 or bfloat16.")
 
 
 def main() -> None:
-    """Converts."""
+    """Loads the checkpoint and saves it in the other format."""
     save_model(_OUTPUT.value, load_model(_SOURCE.value, _DTYPE.value, progress=True), _FORMAT.value)
 
 

@@ -1,7 +1,7 @@
 """Made-up English for the demo: questions on short paragraphs, and dialogues with summaries.
 
-All of it is drawn from tables: words, sentence wordings, and names put together from syllables. A seed gives the
-same text in every process. In the tables "|" separates wordings of the same thing, one of which is drawn.
+Everything is drawn from tables of words, of wordings, and of syllables for names. A seed gives the same text in
+every process. In the tables, "|" separates wordings of the same sentence; one of them is drawn.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _Text = TypeVar("_Text")
 
 
 class Fact(NamedTuple):
-    """Something told of every entity of a topic.
+    """A statement about an entity, and the questions that it answers.
 
     Attributes:
-        kind: of the value, a key of `WORDS` or `COMPOSED`.
-        says: predicate that tells the fact; {} stands for the value.
-        asks: question for the value; {} stands for the entity.
-        inverse: question for the entity; {} stands for the value. May be empty.
+        kind: the kind of the value, a key of `WORDS` or `COMPOSED`.
+        says: the predicate that states the fact; {} stands for the value.
+        asks: the question whose answer is the value; {} stands for the entity.
+        inverse: the question whose answer is the entity; {} stands for the value. May be empty.
     """
 
     kind: str
@@ -32,12 +32,12 @@ class Fact(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """Entities of one kind and what is told of them.
+    """Entities of one kind, and the facts about them.
 
     Attributes:
-        name: template of the entity's name, with kinds as its fields.
-        article: goes before the name; may be empty.
-        facts: which two entities of a paragraph share out.
+        name: a template of the entity's name, with kinds as its fields.
+        article: the words before the name; may be empty.
+        facts: the facts; each is told of one of a paragraph's two entities.
     """
 
     name: str
@@ -57,7 +57,7 @@ _SURNAME = """vik sen berg kov lund rup mann sky dorf witz quist gaard brook har
 stone ridge worth combe thorpe more nack pole"""
 _TOWN = "ford wick holm mere ham bury stead dale port gate field burn haven cliff marsh bridge minster pool"
 
-# No word starts with a vowel sound where "a" may go before it.
+# A word that may follow "a" must not begin with a vowel sound.
 _LISTS = """
 profession: baker butcher carpenter teacher doctor nurse lawyer judge farmer fisherman sailor soldier painter
  sculptor dancer writer poet printer tailor weaver potter smith miner mason plumber roofer glazier gardener
@@ -117,7 +117,7 @@ COMPOSED = {
     "place": "{brand} {building}",
 }
 
-# A block for each topic: name / article, its facts, kind: says / asks / inverse.
+# One block for each topic. First line: name / article. Other lines: kind: says / asks / inverse.
 _TOPICS = """
 {person} / 
 town: was born in {}|came from {} / Where was {} born?|Where did {} come from? / Who came from {}?
@@ -183,12 +183,12 @@ def _topics(text: str) -> tuple[Topic, ...]:
 
 TOPICS = _topics(_TOPICS)
 
-# Speakers {A} and {B} take turns; the other slots are kinds, with a number where a kind comes more than once.
+# Speakers {A} and {B} take turns. The other slots are kinds, with a number if a kind occurs more than once.
 _SMALL_TALK = (
     "Hi {B}, how was {town9}?|Hello {B}, how did you like {town9}?",
     "Very nice, {A}. {first9} says hello.|Fine, {A}. {first9} is still there.|I liked it, {A}. {first9} did not.",
 )
-# A paragraph of lines for each scenario: what opens it, then for each outcome three utterances and the summary.
+# One block for each scenario: the opening line, then for each outcome three utterances and the summary.
 _SCENARIOS = """
 Shall we meet at the {place} at {time} on {day}?|Can you be at the {place} on {day} at {time}?
 Not at {time}, {A}, I have to help {first}. Is {time2} fine?|I see {first} at {time}, {A}. Could we say {time2}?
@@ -271,9 +271,10 @@ _SPEAKER = re.compile(r"^[A-Z][a-z]+: ")
 
 
 def sentences(text: str) -> list[str]:
-    """The units that two data sets must not share.
+    """The units of a text that two data sets may not share.
 
-    Of a dialogue these are its utterances, each whole and without the speaker; of other text, the sentences.
+    The units of a dialogue are its utterances, whole and without the speaker's name. Other text is split into
+    sentences.
     """
     units: list[str] = []
     for line in text.splitlines():
@@ -283,12 +284,15 @@ def sentences(text: str) -> list[str]:
 
 
 def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) -> dict[str, Any]:
-    """Paragraphs with three or four questions each, in the format of SQuAD 1.1.
+    """Draws paragraphs with three or four questions each, in the format of SQuAD 1.1.
 
     Args:
-        seed: of all draws.
-        paragraphs: their number.
-        forbidden: sentences that no paragraph may hold, as of `sentences`.
+        seed: the seed of all draws.
+        paragraphs: how many paragraphs to draw.
+        forbidden: units, as `sentences` gives them, that no paragraph may contain.
+
+    Raises:
+        ValueError: too much is forbidden.
     """
     rng = random.Random(seed)
     drawn = []
@@ -307,12 +311,15 @@ def squad_json(seed: int, paragraphs: int, forbidden: Set[str] = frozenset()) ->
 
 
 def samsum_rows(seed: int, dialogues: int, forbidden: Set[str] = frozenset()) -> list[dict[str, str]]:
-    """Dialogues with their summaries, as rows of SamSum.
+    """Draws dialogues with their summaries, as rows of SamSum.
 
     Args:
-        seed: of all draws.
-        dialogues: their number.
-        forbidden: utterances and summaries that no row may hold, as of `sentences`.
+        seed: the seed of all draws.
+        dialogues: how many dialogues to draw.
+        forbidden: units, as `sentences` gives them, that no dialogue or summary may contain.
+
+    Raises:
+        ValueError: too much is forbidden.
     """
     rng = random.Random(seed)
     rows = []
@@ -325,15 +332,16 @@ def samsum_rows(seed: int, dialogues: int, forbidden: Set[str] = frozenset()) ->
 def _until(
     draw: Callable[[], _Text | None], text: Callable[[_Text], str], forbidden: Set[str], tries: int = 10_000
 ) -> _Text:
+    """Draws until the draw succeeds and its text contains nothing forbidden."""
     for _ in range(tries):
         drawn = draw()
         if drawn is not None and forbidden.isdisjoint(sentences(text(drawn))):
             return drawn
-    raise ValueError(f"{tries} draws in a row held something forbidden; forbid less")
+    raise ValueError(f"{tries} draws in a row contained something forbidden; forbid less")
 
 
 def _value(rng: random.Random, kind: str, used: set[str]) -> str:
-    """A word or phrase of the kind, no part of which is in `used` yet."""
+    """Draws a word or phrase of a kind. None of its words is in `used`, which they are added to."""
     if kind in COMPOSED:
         return _SLOT.sub(lambda slot: _value(rng, slot[1], used), COMPOSED[kind])
     while (value := rng.choice(WORDS[kind])) in used:
@@ -343,17 +351,20 @@ def _value(rng: random.Random, kind: str, used: set[str]) -> str:
 
 
 def _wording(rng: random.Random, wordings: str) -> str:
+    """Draws one of the wordings that "|" separates."""
     return rng.choice(wordings.split("|"))
 
 
 def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
-    """A context with its questions and answers; None where the draw is too long, too short or ambiguous."""
+    """Draws a context with its questions and answers; None if it is too long, too short or ambiguous."""
     topic = rng.choice(TOPICS)
     facts = rng.sample(topic.facts, len(topic.facts))
     half = len(facts) // 2
-    dealt = [facts[:half], facts[half:]]  # two entities share the facts out, so that an answer's kind says much;
+    # Each fact is told of one of two entities, so that the kind asked for nearly gives the answer away. In 15 % of
+    # the paragraphs one fact is told of both.
+    dealt = [facts[:half], facts[half:]]
     if rng.random() < 0.15:
-        dealt[0] = [*dealt[0], dealt[1][0]]  # but now and then one is told of both
+        dealt[0] = [*dealt[0], dealt[1][0]]
     used: set[str] = set()
     names = [_SLOT.sub(lambda slot: _value(rng, slot[1], used), topic.name) for _ in dealt]
     told = [
@@ -378,7 +389,7 @@ def _paragraph(rng: random.Random) -> tuple[str, list[tuple[str, str]]] | None:
 
 
 def _dialogue(rng: random.Random) -> tuple[str, str] | None:
-    """A dialogue and its summary; None where the draw is too long or too short."""
+    """Draws a dialogue and its summary; None if the dialogue is too long or too short."""
     opening, *outcomes = rng.choice(SCENARIOS)
     start = rng.randrange(0, len(outcomes), 4)
     *replies, summary = outcomes[start : start + 4]

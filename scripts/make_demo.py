@@ -1,10 +1,10 @@
-"""Makes the demo that ships in dvp_jax/demo: texts, tokenizer, model. Needs this repository alone.
+"""Makes the demo in dvp_jax/demo: texts, tokenizer and model. Needs nothing but this repository.
 
     python scripts/make_demo.py --workdir=runs/make_demo
 
-Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and exports model
-and test sets to --output. Seen on two CPU cores that had other work too: 66 minutes. With --only_data stops after
-the texts; with --resume goes on where an interrupted training stopped.
+Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and writes the model
+and the test sets to --output. Takes 66 minutes on two busy CPU cores. With --only_data it stops after the texts;
+--resume continues a training that was interrupted.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from dvp_jax.train.finetune import finetune
 from experiments.configs import finetune_demo
 from scripts.demo_text import samsum_rows, sentences, squad_json
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/make_demo", "Where the texts and the training run go.")
-_OUTPUT = flags.DEFINE_string("output", "dvp_jax/demo", "Where model and test sets go.")
-_ONLY_DATA = flags.DEFINE_bool("only_data", False, "Draw the texts, and stop.")
-_RESUME = flags.DEFINE_bool("resume", False, "Go on with an interrupted training.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/make_demo", "The folder for the texts and the training run.")
+_OUTPUT = flags.DEFINE_string("output", "dvp_jax/demo", "The folder for the model and the test sets.")
+_ONLY_DATA = flags.DEFINE_bool("only_data", False, "Draw the texts and stop.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue a training that was interrupted.")
 
 NUM_TEST = 200
-"""Questions, and dialogues, in a test set."""
+"""The number of questions in a test set, and of dialogues."""
 
 SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 40_000, 80_000)}
-"""Seed, paragraphs and dialogues of each; the test set first, since the others must share no sentence with it."""
+"""Seed, paragraphs and dialogues of each split. The test set is first: others may share no sentence with it."""
 
 
 def write_texts(folder: Path) -> None:
-    """Draws all splits and writes them in the formats of SQuAD and SamSum."""
+    """Draws all splits and writes them into a folder, in the formats of SQuAD and SamSum."""
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     for split, (seed, paragraphs, dialogues) in SPLITS.items():
@@ -63,7 +63,7 @@ def write_texts(folder: Path) -> None:
 
 
 def first_questions(squad: dict, count: int) -> dict:
-    """The paragraphs that hold the first `count` questions, with those only."""
+    """Cuts a data set in the format of SQuAD after its first `count` questions."""
     paragraphs = []
     for paragraph in squad["data"][0]["paragraphs"]:
         questions = paragraph["qas"][:count]

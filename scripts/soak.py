@@ -1,9 +1,9 @@
-"""Sends many requests through one engine and watches its memory: it must stay flat.
+"""Sends many requests through one engine and checks that its memory does not grow.
 
     python -m scripts.soak --requests=100000
 
-A tiny random model; requests of random length, some of them bad, some cancelled. Prints the resident memory along
-the way, and fails where it grew by more than --most_megabytes after the first tenth.
+A tiny random model decodes requests of random length; some are bad, some are cancelled. Prints the resident memory
+after each tenth of them. Fails if it grows by more than --most_megabytes after the first tenth.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from dvp_jax import DecodeConfig, Engine, Model, T5Config
 from dvp_jax.runs import launch
 from dvp_jax.t5.model import init_params
 
-_REQUESTS = flags.DEFINE_integer("requests", 100_000, "How many.", lower_bound=10)
+_REQUESTS = flags.DEFINE_integer("requests", 100_000, "How many requests to send.", lower_bound=10)
 _SLOTS = flags.DEFINE_integer("slots", 16, "Rows decoded together.", lower_bound=1)
-_MOST = flags.DEFINE_float("most_megabytes", 32.0, "That memory may grow by.")
+_MOST = flags.DEFINE_float("most_megabytes", 32.0, "The most that memory may grow by.")
 
 
 def resident_megabytes() -> float:
-    """Of this process, as Linux counts it."""
+    """The resident memory of this process, as Linux counts it."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def requests(count: int) -> Iterator[list[int]]:
-    """Of 1 to 60 tokens, in two source buckets; one in fifty is empty."""
+    """Random sources of 1 to 60 tokens, for two length buckets; one in fifty is empty, which is bad."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         length = 0 if rng.random() < 0.02 else int(rng.integers(1, 61))
@@ -41,7 +41,7 @@ def requests(count: int) -> Iterator[list[int]]:
 
 
 def main() -> None:
-    """Runs them, cancelling one in a hundred."""
+    """Sends the requests, and cancels one in a hundred."""
     config = T5Config(vocab_size=500, d_model=32, d_kv=8, d_ff=64, num_heads=4, num_layers=1, num_decoder_layers=4)
     model = Model(config, init_params(config, jax.random.key(0)))
     engine = Engine(model, DecodeConfig(threshold=0.3, prune_size=16, max_new_tokens=12), slots=_SLOTS.value)
@@ -56,12 +56,12 @@ def main() -> None:
                 last = resident_megabytes()
                 first = first or last
                 bar.write(f"{ended} ended: {last:.0f} MB")
-    grown = last - first
-    print(f"{ended} ended, {failed} with an error; {cancelled} were cancelled; memory grew by {grown:.0f} MB")
+    growth = last - first
+    print(f"{ended} ended, {failed} with an error; {cancelled} were cancelled; memory grew by {growth:.0f} MB")
     if ended != count:
         raise ValueError(f"requests is {count}, but {ended} ended")
-    if grown > _MOST.value:
-        raise ValueError(f"memory grew by {grown:.0f} MB; allowed: {_MOST.value:g}")
+    if growth > _MOST.value:
+        raise ValueError(f"memory grew by {growth:.0f} MB; allowed: {_MOST.value:g}")
 
 
 if __name__ == "__main__":

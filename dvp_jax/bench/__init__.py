@@ -1,1 +1,1 @@
-"""Speed: time per token with forced exits, throughput, collectives, and other decoders beside ours."""
+"""Speed: time per token with forced exits, throughput, vocabulary scaling, collectives, and other decoders."""

@@ -1,4 +1,4 @@
-"""What devices send each other for a token: the collectives in the text of a compiled decode program."""
+"""What devices send each other for one token: the collectives in the text of a compiled decode program."""
 
 from __future__ import annotations
 
@@ -11,53 +11,59 @@ _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sent:
-    """Collectives by kind: how many, and the bytes of their results on one device."""
+class Collectives:
+    """Collectives by kind.
+
+    Attributes:
+        count: how many there are of each kind.
+        bytes: bytes of their results on one device.
+    """
 
     count: Counter[str]
     bytes: Counter[str]
 
-    def __add__(self, other: Sent) -> Sent:
-        return Sent(self.count + other.count, self.bytes + other.bytes)
+    def __add__(self, other: Collectives) -> Collectives:
+        return Collectives(self.count + other.count, self.bytes + other.bytes)
 
 
-def per_token(hlo: str, choose: Callable[..., Sent]) -> Sent:
+def per_token(hlo: str, choose: Callable[..., Collectives]) -> Collectives:
     """The collectives of one pass through the token loop.
 
     Args:
-        hlo: text of the compiled decode program, of layer_loop "cond".
-        choose: `most` or `least` of the branches where the program has several.
+        hlo: the text of the compiled decode program, with layer_loop "cond".
+        choose: which branch of a conditional counts, `most` or `least`.
     """
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
-        if begins := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
-            name = begins[2]
+        if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
+            name = head[2]
             computations[name] = []
-            entry = name if begins[1] else entry
+            entry = name if head[1] else entry
         elif name:
             computations[name].append(line)
 
-    def total(name: str) -> Sent:
-        sent = Sent(Counter(), Counter())
+    def total(name: str) -> Collectives:
+        collectives = Collectives(Counter(), Counter())
         for line in computations[name]:
-            if made := re.search(rf" = (.*?) ({_KINDS})\(", line):
-                sent += Sent(Counter({made[2]: 1}), Counter({made[2]: _bytes(made[1])}))
+            if operation := re.search(rf" = (.*?) ({_KINDS})\(", line):
+                kind = operation[2]
+                collectives += Collectives(Counter({kind: 1}), Counter({kind: _num_bytes(operation[1])}))
             elif branches := re.search(r"branch_computations=\{(.*?)\}", line):
-                sent += choose(*map(total, re.findall(r"%([^\s,]+)", branches[1])))
+                collectives += choose(*map(total, re.findall(r"%([^\s,]+)", branches[1])))
             elif branches := re.search(r"true_computation=%(\S+), false_computation=%(\S+?),?\s", line + " "):
-                sent += choose(total(branches[1]), total(branches[2]))
-            elif called := re.search(r" call\(.*to_apply=%([^\s,]+)", line):
-                sent += total(called[1])
-        return sent
+                collectives += choose(total(branches[1]), total(branches[2]))
+            elif call := re.search(r" call\(.*to_apply=%([^\s,]+)", line):
+                collectives += total(call[1])
+        return collectives
 
     loops = (re.search(r" while\(.*body=%([^\s,]+)", line) for line in computations[entry])
-    (body,) = (loop[1] for loop in loops if loop)
+    (body,) = (loop[1] for loop in loops if loop)  # the token loop is the program's only one
     return total(body)
 
 
-def _bytes(shapes: str) -> int:
-    """Of one shape or a tuple of them, as HLO writes them."""
+def _num_bytes(shapes: str) -> int:
+    """The size of one array or of a tuple of arrays, from their types as HLO writes them: "f32[8,64]"."""
     total = 0
     for bits, sizes in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", shapes):
         numbers = 1
@@ -67,11 +73,11 @@ def _bytes(shapes: str) -> int:
     return total
 
 
-def most(*branches: Sent) -> Sent:
+def most(*branches: Collectives) -> Collectives:
     """The branch that sends the most bytes."""
-    return max(branches, key=lambda sent: sent.bytes.total())
+    return max(branches, key=lambda branch: branch.bytes.total())
 
 
-def least(*branches: Sent) -> Sent:
+def least(*branches: Collectives) -> Collectives:
     """The branch that sends the fewest bytes."""
-    return min(branches, key=lambda sent: sent.bytes.total())
+    return min(branches, key=lambda branch: branch.bytes.total())

@@ -1,4 +1,4 @@
-"""Refilled slots beside fixed batches, as a user compares them."""
+"""`python -m experiments.throughput`: refilled slots against fixed batches."""
 
 import json
 import math
@@ -9,15 +9,15 @@ import pytest
 from dvp_jax.bench.throughput import sort
 from tests.launching import NUM_LAYERS, launch, write_configs
 
-WAYS = ["fixed", "given", "source_length", "text_length", "mean_exit"]
+SCHEDULES = ["fixed", "given", "source_length", "text_length", "mean_exit"]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """What the launcher wrote and printed, with one row and with three, of the sources in every order."""
+def launched(tmp_path_factory):
+    """What the launcher writes and prints for the sources in every order, with one row and with three."""
     folder = tmp_path_factory.mktemp("throughput")
     write_configs(folder, 11, config="del config.methods.calm, config.methods.dvp_64; return config")
-    orders = [f"--orders={name}" for name in WAYS[1:]]
+    orders = [f"--orders={name}" for name in SCHEDULES[1:]]
     run = launch(
         "throughput",
         f"--config={folder / 'config.py'}",
@@ -30,18 +30,18 @@ def done(tmp_path_factory):
     return json.loads((folder / "run" / "throughput.json").read_text())["rows"], run.stdout
 
 
-def test_every_method_number_of_rows_and_way_is_compared_on_the_same_texts(done):
-    rows, printed = done
-    found = [(row["name"], row["rows"], row["way"]) for row in rows]
-    assert sorted(found) == sorted(
-        (name, size, way) for name in ("full", "dvp_16") for size in (1, 3) for way in WAYS
+def test_every_method_number_of_rows_and_schedule_is_compared_on_the_same_texts(launched):
+    rows, printed = launched
+    compared = [(row["name"], row["rows"], row["schedule"]) for row in rows]
+    assert sorted(compared) == sorted(
+        (name, size, schedule) for name in ("full", "dvp_16") for size in (1, 3) for schedule in SCHEDULES
     )
     assert all(row["same"] == row["texts"] == 11 for row in rows)
     assert len(printed.splitlines()) == 2 + len(rows)
 
 
-def test_a_step_runs_the_layers_of_its_deepest_row(done):
-    rows, _ = done
+def test_a_step_runs_the_layers_of_its_deepest_row(launched):
+    rows, _ = launched
     for row in rows:
         layers = row["layers_per_step"]
         if row["name"] == "full":
@@ -54,9 +54,9 @@ def test_a_step_runs_the_layers_of_its_deepest_row(done):
         assert row["rows_per_step"] == 1 if row["rows"] == 1 else 1 < row["rows_per_step"] <= 3
 
 
-def test_speed_up_is_against_fixed_batches_of_the_same_rows(done):
-    rows, _ = done
-    fixed = {(row["name"], row["rows"]): row["tokens_per_s"] for row in rows if row["way"] == "fixed"}
+def test_speed_up_is_against_fixed_batches_of_the_same_rows(launched):
+    rows, _ = launched
+    fixed = {(row["name"], row["rows"]): row["tokens_per_s"] for row in rows if row["schedule"] == "fixed"}
     for row in rows:
         assert math.isclose(row["speed_up"], row["tokens_per_s"] / fixed[row["name"], row["rows"]])
 
