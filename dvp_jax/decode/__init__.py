@@ -1,1 +1,1 @@
-"""The jitted loops: over tokens, over layers, and one step."""
+"""Decoding, to be read in this order: config, cache, step, token_loop, api; then text, engine and lanes, trace."""

@@ -1,9 +1,8 @@
-"""Encoding, the jitted token loop, and the public functions around them."""
+"""The public functions: encode, decode, generate, and teacher-forced logits."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from dvp_jax.decode.cache import DecodeProgram, Encoded
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.decode.token_loop import Decoded, decode_tokens
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
-from dvp_jax.exits.policy import Static
+from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
@@ -26,124 +25,22 @@ from dvp_jax.t5.model import T5, Params
 from dvp_jax.t5.sharding import gathered, place, place_rows, rows_over, using
 
 
-@partial(jax.jit, static_argnums=0)
-def _encode(
-    config: T5Config, params: Params, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
-) -> list[KeysValues]:
-    def both(model: T5) -> list[KeysValues]:
-        return model.cross_keys_values(model.encode(input_ids, mask))
-
-    return nn.apply(both, T5(config))({"params": params})
-
-
-def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, rows: int | None = None) -> Encoded:
-    """Runs the encoder and projects cross-attention keys and values.
-
-    The batch is padded to a length bucket and to a power of two of rows, or more where the mesh's data axis does
-    not divide that; `active` marks the real rows.
-
-    Args:
-        model: from `load_model`.
-        input_ids: (B, S) integers, any padding.
-        attention_mask: (B, S), 0 or False at padding.
-        rows: to pad to instead, at least B.
-
-    Raises:
-        ValueError: wrong shapes or dtypes, ids outside the vocabulary, a row that is all padding.
-    """
-    ids, mask = _check_source(model.config, input_ids, attention_mask)
-    count, length = ids.shape
-    filled = rows_over(model.mesh, rows or batch_bucket(count))
-    padding = ((0, filled - count), (0, source_bucket(length) - length))
-    ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
-    on_device = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
-    return Encoded(_encode(model.config, model.params, *on_device[:2]), *on_device[1:])
-
-
-def decode(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
-) -> Decoded:
-    """Decodes encoded sources, filled-up rows included.
-
-    Args:
-        model: from `load_model`.
-        encoded: from `encode`.
-        cfg: how.
-        thresholds: of each token and depth, instead of cfg's `threshold`: for forced exits.
-
-    Raises:
-        ValueError: cfg does not fit the model, or thresholds has another shape.
-    """
-    arguments = decode_arguments(model, encoded, cfg, thresholds)
-    with using(model.mesh):
-        return decode_tokens(*arguments)
-
-
-def lower_decode(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
-) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
-    """The program of `decode`, to compile and to look at, and the arguments of the compiled program."""
-    structure, *arguments = decode_arguments(model, encoded, cfg, thresholds)
-    with using(model.mesh):
-        return decode_tokens.lower(structure, *arguments), tuple(arguments)
-
-
-def decode_arguments(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None = None
-) -> tuple[DecodeProgram, Params, Encoded, Array]:
-    """What the jitted loops take; raises as `decode`."""
-    policy = decode_policy(model, cfg)
-    num_layers = model.config.num_decoder_layers
-    if thresholds is None:
-        threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
-        thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
-    elif thresholds.shape != (cfg.max_new_tokens, num_layers):
-        raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
-    structure = DecodeProgram(
-        model.config,
-        policy,
-        cfg.max_new_tokens,
-        choose_layer_loop(cfg.layer_loop),
-        cfg.window,
-    )
-    screens = model.mesh is None and cfg.screens(jax.default_backend(), encoded.active.shape[0])
-    params = {**model.params, "screen": model.screen} if screens else model.params
-    return structure, params, encoded, place(model.mesh, thresholds)
-
-
-def decode_policy(model: Model, cfg: DecodeConfig) -> Static:
-    """The exit policy of cfg on a model.
-
-    Raises:
-        ValueError: cfg does not fit the model.
-    """
-    if cfg.confidence in MEASURES_BY_CLASSIFIER and "meta" not in model.params:
-        others = [name for name in (*LOGIT_MEASURES, *HIDDEN_MEASURES) if name not in MEASURES_BY_CLASSIFIER]
-        raise ValueError(
-            f"confidence is {cfg.confidence!r}, but the model has no meta classifier; "
-            f"allowed: {', '.join(others)}, or a model that experiments.finetune_meta wrote"
-        )
-    if cfg.screen == "int8" and model.mesh is not None:
-        raise ValueError("screen is 'int8'; allowed on a mesh: auto, none")
-    return cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
-
-
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
-    """Generates greedily from a batch of sources. Each row's tokens and exits are those of the row alone.
+    """Generates greedily from a batch of sources. Each row's tokens and exits equal those of the row decoded alone.
 
     Args:
         model: from `load_model`.
-        input_ids: (B, S) integers, any padding.
+        input_ids: (B, S) integers, padded on any side.
         attention_mask: (B, S), 0 or False at padding.
-        cfg: how.
+        cfg: how to decode.
 
     Returns:
-        `Decoded`, with numpy arrays of B rows: tokens, exit_layers int32 and confidences float32 of shape
-        (B, max_new_tokens), lengths int32 of shape (B,).
+        `Decoded` with numpy arrays of B rows: tokens, exit_layers (int32) and confidences (float32) of shape
+        (B, max_new_tokens), lengths (int32) of shape (B,).
 
     Raises:
-        ValueError: cfg does not fit the model; wrong shapes or dtypes, ids outside the vocabulary, a row
-            that is all padding.
+        ValueError: cfg does not fit the model; wrong shapes or dtypes; ids outside the vocabulary; a row that is all
+            padding.
     """
     decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
@@ -151,10 +48,113 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
     return jax.tree.map(lambda x: gathered(x)[:rows], decode(model, encoded, cfg))
 
 
+def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, rows: int | None = None) -> Encoded:
+    """Runs the encoder and projects cross-attention keys and values.
+
+    The batch is padded to a bucket of lengths and to a power of two of rows, or to more rows where the mesh's data
+    axis does not divide that. `Encoded.active` marks the real rows.
+
+    Args:
+        model: from `load_model`.
+        input_ids: (B, S) integers, padded on any side.
+        attention_mask: (B, S), 0 or False at padding.
+        rows: number of rows to pad to instead, at least B.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, ids outside the vocabulary, a row that is all padding.
+    """
+    ids, mask = _check_source(model.config, input_ids, attention_mask)
+    count, length = ids.shape
+    padded_rows = rows_over(model.mesh, rows or batch_bucket(count))
+    padding = ((0, padded_rows - count), (0, source_bucket(length) - length))
+    ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
+    ids, mask, active = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
+    return Encoded(_encode(model.config, model.params, ids, mask), mask, active)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode(
+    config: T5Config, params: Params, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
+) -> list[KeysValues]:
+    def keys_values(model: T5) -> list[KeysValues]:
+        return model.cross_keys_values(model.encode(input_ids, mask))
+
+    return nn.apply(keys_values, T5(config))({"params": params})
+
+
+def decode(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
+) -> Decoded:
+    """Decodes encoded sources.
+
+    Args:
+        model: from `load_model`.
+        encoded: from `encode`.
+        cfg: how to decode.
+        thresholds: float32 (max_new_tokens, L), of each token and depth, instead of cfg's thresholds: to force exits.
+
+    Returns:
+        `Decoded` with arrays on the device. It has as many rows as `encoded`; rows that are not active are empty.
+
+    Raises:
+        ValueError: cfg does not fit the model, or thresholds has another shape.
+    """
+    program, inputs = decode_arguments(model, encoded, cfg, thresholds)
+    with using(model.mesh):
+        return decode_tokens(program, inputs)
+
+
+def lower_decode(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
+) -> tuple[jax.stages.Lowered, DecodeInputs]:
+    """The program of `decode`, to compile and to look at, and the argument of the compiled program.
+
+    Args and Raises as `decode`.
+    """
+    program, inputs = decode_arguments(model, encoded, cfg, thresholds)
+    with using(model.mesh):
+        return decode_tokens.lower(program, inputs), inputs
+
+
+def decode_arguments(
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None = None
+) -> tuple[DecodeProgram, DecodeInputs]:
+    """The arguments of the jitted loop. Args and Raises as `decode`."""
+    policy = decode_policy(model, cfg)
+    num_layers = model.config.num_decoder_layers
+    if thresholds is None:
+        threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
+        thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
+    elif thresholds.shape != (cfg.max_new_tokens, num_layers):
+        raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
+    reads_int8 = model.mesh is None and cfg.reads_int8(policy, jax.default_backend(), encoded.active.shape[0])
+    int8 = model.int8_unembedding if reads_int8 else None
+    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, choose_layer_loop(cfg.layer_loop))
+    return program, DecodeInputs(model.params, int8, encoded, place(model.mesh, thresholds))
+
+
+def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
+    """The exit policy of cfg on a model.
+
+    Raises:
+        ValueError: cfg does not fit the model.
+    """
+    policy = cfg.policy(model.config.num_decoder_layers, model.config.vocab_size)
+    if policy.confidence in MEASURES_BY_CLASSIFIER and "meta" not in model.params:
+        others = [name for name in (*LOGIT_MEASURES, *HIDDEN_MEASURES) if name not in MEASURES_BY_CLASSIFIER]
+        raise ValueError(
+            f"confidence is {policy.confidence!r}, but the model has no meta classifier; "
+            f"allowed: {', '.join(others)}, or a model that experiments.finetune_meta wrote"
+        )
+    if cfg.unembedding == "int8" and model.mesh is not None:
+        raise ValueError("unembedding is 'int8'; allowed on a mesh: auto, float")
+    return policy
+
+
 def teacher_forced_logits(
     model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, decoder_input_ids: ArrayLike
 ) -> Float[Array, "batch target vocab"]:
-    """Logits of the last depth for given decoder inputs.
+    """The logits of the last depth for given decoder inputs.
 
     Args:
         model: from `load_model`.
@@ -166,14 +166,14 @@ def teacher_forced_logits(
         (B, T, V) float32.
 
     Raises:
-        ValueError: wrong shapes or dtypes, ids outside the vocabulary.
+        ValueError: wrong shapes or dtypes, or ids outside the vocabulary.
     """
     ids, mask = _check_source(model.config, input_ids, attention_mask)
     targets = _check_ids("decoder_input_ids", decoder_input_ids, model.config.vocab_size)
     if len(targets) != len(ids):
         raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(ids)}, as input_ids")
-    filling = ((0, rows_over(model.mesh, len(ids)) - len(ids)), (0, 0))
-    placed = place_rows(model.mesh, tuple(np.pad(x, filling) for x in (ids, mask, targets)))
+    padding = ((0, rows_over(model.mesh, len(ids)) - len(ids)), (0, 0))
+    placed = place_rows(model.mesh, tuple(np.pad(x, padding) for x in (ids, mask, targets)))
     return _forward(model.config, model.params, *placed)[: len(ids)]
 
 
@@ -182,7 +182,7 @@ def _forward(config: T5Config, params: Params, ids: Array, mask: Array, targets:
     return nn.apply(lambda model: model(ids, mask, targets), T5(config))({"params": params})
 
 
-def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> np.ndarray:
+def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> Int[np.ndarray, "rows length"]:
     ids = np.asarray(value)
     if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{name} has shape {ids.shape} and dtype {ids.dtype}; allowed: (B, S) integers")
@@ -193,7 +193,7 @@ def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> np.ndarray:
 
 def _check_source(
     config: T5Config, input_ids: ArrayLike, attention_mask: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int[np.ndarray, "batch source"], Bool[np.ndarray, "batch source"]]:
     ids = _check_ids("input_ids", input_ids, config.vocab_size)
     mask = np.asarray(attention_mask)
     if mask.shape != ids.shape:

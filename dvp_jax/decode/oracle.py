@@ -1,64 +1,60 @@
-"""One token of every row by the oracle, which knows what the full model would say: for analysis, not for speed."""
+"""One token of every row by the oracle, which knows the full model's token: for analysis, not for speed."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from dvp_jax.decode.cache import CachedDecoder, DecodeProgram, Encoded, KVCache
+from dvp_jax.decode.cache import CachedDecoder, KVCache
 from dvp_jax.decode.layer_loop import DepthState
-from dvp_jax.decode.step import full_vocabulary
-from dvp_jax.exits.policy import Heads, LayerOutput, Oracle
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
+from dvp_jax.exits.policy import LayerOutput
 from dvp_jax.exits.thresholds import ALWAYS
-from dvp_jax.t5.model import Params, embed
+from dvp_jax.t5.model import embed
 
 
 def decode_oracle_token(
-    structure: DecodeProgram,
-    params: Params,
-    encoded: Encoded,
-    memory: KVCache,
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    cache: KVCache,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
-    thresholds: Float[Array, "max_new_tokens num_depths"],
 ) -> tuple[DepthState, KVCache]:
-    """`decode_token` of the `Oracle`: runs all layers, and then looks for the first that said the same.
+    """Runs all layers, then exits at the first depth that reads the same token as the last one.
 
-    Args and returns as of `decode_token`; what a confidence exceeds does not matter.
+    Args and Returns as `decode_token`. The thresholds do not matter.
     """
-    config, policy = structure.config, structure.policy
-    assert isinstance(policy, Oracle)
-    layers = CachedDecoder(structure, params, encoded, memory)
-    readers = Heads(full_vocabulary(config, params), params.get("meta"))
-    states = [embed(params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...
-    blocks, readings = [], []
+    config, policy = program.config, program.policy
+    decoder = CachedDecoder(program, inputs, cache)
+    heads = full_heads(config, inputs.params, inputs.int8)
+    states = [embed(inputs.params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...: (batch, d_model) each
+    blocks, decisions = [], []
     for depth in range(1, policy.last_depth + 1):
-        hidden, block = layers.run(depth, states[-1])
+        hidden, block = decoder.run(depth, states[-1])
         states.append(hidden)
         blocks.append(block)
         if depth >= policy.first_exit:
-            readings.append(
-                policy.decide(LayerOutput(depth, hidden, states[-2], ~ended), jnp.asarray(ALWAYS), readers)
-            )
+            output = LayerOutput(depth, hidden, states[-2], ~ended)
+            decisions.append(policy.decide(output, jnp.asarray(ALWAYS), heads))
 
-    tokens = jnp.stack([reading.token for reading in readings])
-    first = jnp.argmax(tokens == tokens[-1], axis=0)
+    tokens = jnp.stack([decision.token for decision in decisions])  # (candidate depths, batch)
+    first = jnp.argmax(tokens == tokens[-1], axis=0)  # (batch,)
     rows = jnp.arange(len(token))
-    confidence = jnp.stack([reading.confidence for reading in readings])[first, rows]
+    confidence = jnp.stack([decision.confidence for decision in decisions])[first, rows]
     exit_layer = policy.first_exit + first
-    left_with = jnp.stack(states)[exit_layer, rows]
-    if policy.states == "own":
+    exit_state = jnp.stack(states)[exit_layer, rows]  # (batch, d_model)
+    if policy.propagates_state:
         blocks = [
-            layers.with_this(depth, jnp.where((exit_layer < depth)[:, None], left_with, states[depth - 1]))
+            decoder.append(depth, jnp.where((exit_layer < depth)[:, None], exit_state, states[depth - 1]))
             for depth in range(1, policy.last_depth + 1)
         ]
     state = DepthState(
-        hidden=left_with,
+        hidden=exit_state,
         exited=jnp.ones_like(ended),
         exit_layer=jnp.where(ended, 0, exit_layer),
         token=jnp.where(ended, config.pad_token_id, tokens[-1]),
         confidence=jnp.where(ended, 0.0, confidence),
-        before=None,
+        previous=None,
         kept=None,
     )
-    return state, layers.remember(left_with, policy.last_depth, blocks)
+    return state, decoder.updated_cache(exit_state, policy.last_depth, blocks)

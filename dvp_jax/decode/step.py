@@ -3,116 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from dvp_jax.decode.cache import CachedDecoder, DecodeProgram, Encoded, KVCache
+from dvp_jax.decode.cache import CachedDecoder, KVCache
 from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state, run_together
-from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput
-from dvp_jax.exits.vocabulary import Vocabulary
-from dvp_jax.t5.config import T5Config
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
+from dvp_jax.exits.policy import Heads
 from dvp_jax.t5.layers import KeysValues
-from dvp_jax.t5.model import Params, embed, unembedding
+from dvp_jax.t5.model import embed
 
 
 def decode_token(
-    structure: DecodeProgram,
-    params: Params,
-    encoded: Encoded,
-    memory: KVCache,
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    cache: KVCache,
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
-    thresholds: Float[Array, "max_new_tokens num_depths"],
 ) -> tuple[DepthState, KVCache]:
     """Decodes the token after `token` in every row whose text has not ended.
 
     Args:
-        structure: model, policy and loop.
-        params: of the model.
-        encoded: the sources.
-        memory: of the tokens before.
+        program: model, policy and loop over layers.
+        inputs: parameters, sources and thresholds.
+        cache: of the tokens before.
         token: the last token of each row.
         ended: rows that need no token.
-        thresholds: what confidence must exceed, for the token after t others at depth l in thresholds[t, l - 1].
 
     Returns:
-        The rows' tokens, exits and confidences, and the memory that has them.
+        Tokens, exit layers and confidences of the rows, and the cache with their keys and values.
     """
-    config, policy = structure.config, structure.policy
-    layers = CachedDecoder(structure, params, encoded, memory)
-    of_row = thresholds[memory.age]
-    vocabulary = whole = full_vocabulary(config, params)
-    meta = params.get("meta")
+    policy = program.policy
+    decoder = CachedDecoder(program, inputs, cache)
+    thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
+    heads = full = full_heads(program.config, inputs.params, inputs.int8)
 
-    def at(depth: int, state: DepthState) -> LayerOutput:
-        return LayerOutput(depth, state.hidden, state.before, ~state.exited)
-
-    def kept_readers(state: DepthState) -> Heads:
-        # Once the loop below runs, `vocabulary` is what the policy kept.
-        return Heads(dataclasses.replace(vocabulary, kept=state.kept), meta)
-
-    def leave(state: DepthState, reading: ExitDecision) -> DepthState:
-        return dataclasses.replace(
-            state,
-            exited=state.exited | reading.leaves,
-            token=jnp.where(reading.leaves, reading.token, state.token),
-            confidence=jnp.where(reading.leaves, reading.confidence, state.confidence),
-        )
-
-    def run(depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
-        hidden, block = layers.run(depth, state.hidden)
-        state = dataclasses.replace(
-            state,
-            hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
-            exit_layer=jnp.where(state.exited, state.exit_layer, depth),
-            before=state.hidden if policy.compares else None,
-        )
+    def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
+        hidden, block = decoder.run(depth, state.hidden)
+        state = state.after_layer(depth, hidden)
         if policy.first_exit <= depth < policy.last_depth:
-            reading = policy.decide(at(depth, state), of_row[:, depth - 1], kept_readers(state))
-            state = dataclasses.replace(leave(state, reading), kept=reading.kept)
+            decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
+            state = dataclasses.replace(state.exit(decision), kept=decision.kept)
         return state, block
 
-    embedded = embed(params["shared"], token[:, None])[:, 0]
+    # Up to the first exit every layer runs, and the policy may prune the vocabulary.
+    embedded = embed(inputs.params["shared"], token[:, None])[:, 0]  # h_0: (batch, d_model)
     state = DepthState(
         hidden=embedded,
         exited=ended,
         exit_layer=jnp.zeros_like(token),
-        token=jnp.full_like(token, config.pad_token_id),
+        token=jnp.full_like(token, program.config.pad_token_id),
         confidence=jnp.zeros(token.shape, jnp.float32),
-        before=embedded if policy.compares else None,
+        previous=embedded if policy.needs_previous_hidden else None,
         kept=None,
     )
     blocks = []
     for depth in range(1, policy.first_exit + 1):
-        state, block = run(depth, state)
-        vocabulary = policy.observe(at(depth, state), vocabulary)
-        state = dataclasses.replace(state, kept=vocabulary.kept)
+        state, block = run_layer(heads, depth, state)
         blocks.append(block)
+        pruned = policy.prune(state.output(depth), heads.vocabulary)
+        if pruned is not heads.vocabulary:
+            heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, kept=pruned.kept)
 
+    # The deeper layers run while some row has not exited.
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
-    if policy.all_or_none:
-        count, state, rest = run_together(layers, deeper, state)
+    if policy.loop == "shallow_deep":
+        num_ran, state, deeper_blocks = run_together(decoder, deeper, state)
     else:
-        count, state, ran = LAYER_LOOPS[structure.layer_loop](run, deeper, state)
-        rest = propagate_state(layers.propagate, deeper, count, state, ran)
-    memory = layers.remember(state.hidden, policy.first_exit + count, blocks + rest)
+        num_ran, state, ran_blocks = LAYER_LOOPS[program.layer_loop](partial(run_layer, heads), deeper, state)
+        deeper_blocks = propagate_state(decoder.append, deeper, num_ran, state, ran_blocks)
+    cache = decoder.updated_cache(state.hidden, policy.first_exit + num_ran, blocks + deeper_blocks)
 
-    def read_last(state: DepthState) -> DepthState:
-        last = at(policy.last_depth, state)
-        return leave(state, policy.read_last(last, Heads(whole, meta), kept_readers(state)))
+    # Rows that reached the last depth are read there.
+    def read_final(state: DepthState) -> DepthState:
+        return state.exit(policy.read_final(state.output(policy.last_depth), full, _masked(heads, state)))
 
-    return lax.cond(jnp.all(state.exited), lambda state: state, read_last, state), memory
+    return lax.cond(jnp.all(state.exited), lambda state: state, read_final, state), cache
 
 
-def full_vocabulary(config: T5Config, params: Params) -> Vocabulary:
-    """Every token, read through the decoder's final norm."""
-    return Vocabulary(
-        rows=unembedding(config, params),
-        ids=None,
-        norm=params["decoder"]["final_norm"]["scale"],
-        screen=params.get("screen"),
-        epsilon=config.layer_norm_epsilon,
-        scale=config.logit_scale,
-    )
+def _masked(heads: Heads, state: DepthState) -> Heads:
+    """The heads with the mask over the kept rows that the shallower depths left."""
+    return heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, kept=state.kept))

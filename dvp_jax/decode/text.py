@@ -1,4 +1,4 @@
-"""Texts to rows of token ids and back: tokenizing, padding, buckets of lengths."""
+"""Texts to rows of token ids and back: tokenizing, padding, and the shapes that batches are padded to."""
 
 from __future__ import annotations
 
@@ -16,80 +16,20 @@ from dvp_jax.t5.load import Model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-def token_rows(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, what: str
-) -> list[list[int]]:
-    """The ids of each text, the end token last; longer ones are truncated, with a warning that counts them.
-
-    Args:
-        tokenizer: adds the end token.
-        texts: any.
-        max_length: tokens at most, the end token counted.
-        what: the texts' name in the warning.
-    """
-    rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
-    if truncated := sum(len(row) > max_length for row in rows):
-        warnings.warn(
-            f"{truncated} of {len(rows)} {what} are longer than {max_length} tokens and were truncated",
-            stacklevel=3,
-        )
-    # The end token stays: T5 expects each sequence to close with it.
-    return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
-
-
-def pad_rows(
-    rows: Sequence[list[int]], count: int, length: int, pad_token_id: int
-) -> tuple[Int[np.ndarray, "count length"], Bool[np.ndarray, "count length"]]:
-    """Ids and mask of rows, padded on the right to `length` and with masked rows up to `count`."""
-    ids = np.full((count, length), pad_token_id, np.int32)
-    mask = np.zeros(ids.shape, bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = True
-    return ids, mask
-
-
-def unpad_rows(ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"]) -> list[list[int]]:
-    """The rows that `pad_rows` padded."""
-    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-
-
-def source_batches(
-    ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"], batch_size: int
-) -> Iterator[tuple[slice, Int[np.ndarray, "batch longest"], Bool[np.ndarray, "batch longest"]]]:
-    """Batches of right-padded rows, in order: which rows, and their ids and mask up to the longest of them."""
-    lengths = mask.sum(axis=1)
-    for start in range(0, len(ids), batch_size):
-        rows = slice(start, min(start + batch_size, len(ids)))
-        longest = lengths[rows].max()
-        yield rows, ids[rows, :longest], mask[rows, :longest]
-
-
-def length_bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds `length`; beyond the last, multiples of it."""
-    for bucket in buckets:
-        if length <= bucket:
-            return bucket
-    return -(-length // buckets[-1]) * buckets[-1]
-
-
 SOURCE_BUCKETS = (32, 64, 128, 256, 512)
-
-
-def source_bucket(length: int) -> int:
-    """The length that sources are padded to, so that a data set compiles a handful of programs."""
-    return length_bucket(length, SOURCE_BUCKETS)
-
-
-def batch_bucket(size: int) -> int:
-    """The batch size that a batch is filled up to: the next power of two."""
-    return 1 << (size - 1).bit_length()
+"""Lengths that sources are padded to, so that a data set compiles a handful of programs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedText:
-    """One generated text, with its tokens up to and including the end token."""
+    """One generated text.
+
+    Attributes:
+        text: without special tokens; "" where the model has no tokenizer.
+        tokens: ids, up to and including the end token.
+        exit_layers: layers run, of each token.
+        confidences: that decided each token's exit, or of the last depth.
+    """
 
     text: str
     tokens: list[int]
@@ -97,15 +37,21 @@ class GeneratedText:
     confidences: list[float]
 
 
-def to_text(model: Model, out: Decoded, row: int) -> GeneratedText:
-    """Row `row` of a batch as text, which is "" where the model has no tokenizer."""
-    length, tokenizer = int(out.lengths[row]), model.tokenizer
-    tokens = out.tokens[row, :length].tolist()
+def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
+    """One row of a decoded batch as text.
+
+    Args:
+        model: with or without a tokenizer.
+        decoded: numpy arrays.
+        row: index into the batch.
+    """
+    length, tokenizer = int(decoded.lengths[row]), model.tokenizer
+    tokens = decoded.tokens[row, :length].tolist()
     return GeneratedText(
         text=str(tokenizer.decode(tokens, skip_special_tokens=True)) if tokenizer is not None else "",
         tokens=tokens,
-        exit_layers=out.exit_layers[row, :length].tolist(),
-        confidences=out.confidences[row, :length].tolist(),
+        exit_layers=decoded.exit_layers[row, :length].tolist(),
+        confidences=decoded.confidences[row, :length].tolist(),
     )
 
 
@@ -114,8 +60,13 @@ def tokenize(
 ) -> tuple[Int[np.ndarray, "batch source"], Bool[np.ndarray, "batch source"]]:
     """Ids and mask of a batch of prompts, padded on the right to the longest.
 
+    Args:
+        model: with a tokenizer.
+        prompts: at least one, none empty.
+        max_source_length: longer prompts are truncated, with a warning that counts them.
+
     Raises:
-        ValueError: no prompts, one that is not text or is empty, or a model without a tokenizer.
+        ValueError: there are no prompts, one is not text or is empty, or the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise ValueError("model.tokenizer is None; allowed: a checkpoint folder that holds a tokenizer")
@@ -126,3 +77,74 @@ def tokenize(
             raise ValueError(f"prompts[{index}] is {prompt!r}; allowed: a text that is not empty")
     rows = token_rows(model.tokenizer, prompts, max_source_length, "prompts")
     return pad_rows(rows, len(rows), max(map(len, rows)), model.config.pad_token_id)
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, name: str
+) -> list[list[int]]:
+    """The ids of each text, the end token last. Longer texts are truncated, with a warning that counts them.
+
+    Args:
+        tokenizer: adds the end token.
+        texts: any number.
+        max_length: the most tokens, the end token included.
+        name: of the texts, for the warning.
+    """
+    rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
+    if truncated := sum(len(row) > max_length for row in rows):
+        warnings.warn(
+            f"{truncated} of {len(rows)} {name} are longer than {max_length} tokens and were truncated",
+            stacklevel=3,
+        )
+    # The end token stays: T5 expects every sequence to close with it.
+    return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
+
+
+def pad_rows(
+    rows: Sequence[list[int]], count: int, length: int, pad_token_id: int
+) -> tuple[Int[np.ndarray, "count length"], Bool[np.ndarray, "count length"]]:
+    """Ids and mask of rows, padded on the right to `length`, and with masked rows up to `count`."""
+    ids = np.full((count, length), pad_token_id, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return ids, mask
+
+
+def unpad_rows(ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"]) -> list[list[int]]:
+    """The rows without their padding: the inverse of `pad_rows`."""
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def source_batches(
+    ids: Int[np.ndarray, "rows length"], mask: Bool[np.ndarray, "rows length"], batch_size: int
+) -> Iterator[tuple[slice, Int[np.ndarray, "batch longest"], Bool[np.ndarray, "batch longest"]]]:
+    """Splits right-padded rows into batches, each cut to its longest row.
+
+    Yields:
+        Which rows, their ids and their mask.
+    """
+    lengths = mask.sum(axis=1)
+    for start in range(0, len(ids), batch_size):
+        rows = slice(start, min(start + batch_size, len(ids)))
+        longest = lengths[rows].max()
+        yield rows, ids[rows, :longest], mask[rows, :longest]
+
+
+def source_bucket(length: int) -> int:
+    """The length that a source is padded to."""
+    return length_bucket(length, SOURCE_BUCKETS)
+
+
+def length_bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`; beyond the last bucket, the next multiple of it."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    return -(-length // buckets[-1]) * buckets[-1]
+
+
+def batch_bucket(size: int) -> int:
+    """The number of rows that a batch is padded to: the next power of two."""
+    return 1 << (size - 1).bit_length()

@@ -1,1 +1,1 @@
-"""The method: confidence measures, vocabulary pruning, exit policies, thresholds, FLOP counts."""
+"""The paper, to be read in this order: confidence, vocabulary, pruning, policy, thresholds, cost."""

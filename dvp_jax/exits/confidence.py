@@ -1,8 +1,8 @@
 """Confidence measures: how sure a depth is of its token.
 
-A measure of logits maps them, over the whole vocabulary or over the kept rows, and their two best candidates to
-one number per row in [0, 1]. A measure of the hidden state needs no vocabulary at all. None ever exceeds 1, by
-rounding either: a threshold of 1 must never let a token leave.
+A measure of logits maps the logits of the full vocabulary, or of the kept rows, to one number per row. A measure of
+the hidden state needs no vocabulary. Every measure is in [0, 1] and never exceeds 1, not even by rounding: at a
+threshold of 1 no token may exit early.
 """
 
 from __future__ import annotations
@@ -14,38 +14,46 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.top_k import top_k
 
 
 class Best(NamedTuple):
-    """The two best candidates of each row: all that a token and its softmax confidence need, with a sum."""
+    """The two best candidates of each row."""
 
-    candidate: Int[Array, " batch"]  # of the best; of equal ones the smallest
-    logit: Float[Array, " batch"]
-    second: Float[Array, " batch"]  # logit of the second best; -inf where there is one candidate only
+    candidate: Int[Array, " batch"]  # index of the best; of equal logits the smaller index
+    logit: Float[Array, " batch"]  # of the best
+    second: Float[Array, " batch"]  # logit of the second best; -inf where there is only one candidate
 
 
-def best_two(logits: Float[Array, "batch size"], *, whole: bool = False) -> Best:
-    """The two best candidates of each row, of the whole vocabulary or of a part."""
+def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = False) -> Best:
+    """The two best candidates of each row.
+
+    Args:
+        logits: float32.
+        full_vocabulary: whether they are those of the full vocabulary, which a mesh divides.
+    """
     if logits.shape[-1] == 1:
         first = logits[:, 0]
         return Best(jnp.zeros(first.shape, jnp.int32), first, jnp.full_like(first, -jnp.inf))
-    values, indices = top_k(logits, 2, whole=whole)  # on CPU a third of argmax's time
+    # On CPU this takes a third of the time of an argmax and a masked maximum.
+    values, indices = top_k(logits, 2, full_vocabulary=full_vocabulary)
     return Best(indices[:, 0], values[:, 0], values[:, 1])
 
 
 def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
-    """Probability of the best candidate minus that of the second best (CALM).
+    """Probability of the best candidate minus that of the second best (CALM, section 3; the measure of DVP).
+
+    With one candidate the second probability is 0.
 
     Args:
-        logits: float32, of the whole vocabulary or of the kept rows.
-        best: the two best of them. With one candidate the probability of the second is 0.
+        logits: float32, of the full vocabulary or of the kept rows.
+        best: the two best of them.
 
     Returns:
         float32 in [0, 1].
     """
-    partition = jnp.sum(jnp.exp(logits - best.logit[:, None]), axis=-1)  # relative to the best
+    partition = jnp.sum(jnp.exp(logits - best.logit[:, None]), axis=-1)  # relative to the best candidate
     return (1.0 - jnp.exp(best.second - best.logit)) / partition
 
 
@@ -53,7 +61,7 @@ def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, 
     """Probability of the best candidate: the baseline of Hendrycks and Gimpel (arXiv 1610.02136); not in CALM.
 
     Args:
-        logits: float32, of the whole vocabulary or of the kept rows.
+        logits: float32, of the full vocabulary or of the kept rows.
         best: the two best of them.
 
     Returns:
@@ -63,22 +71,22 @@ def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, 
 
 
 def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
-    """1 - H(p) / log(size): 1 where all probability is on one candidate, 0 where all are equally likely.
+    """1 - H(p) / log(size): 1 where one candidate has all probability, 0 where all are equally likely.
 
-    BranchyNet (arXiv 1709.01686) leaves where the entropy itself is below a threshold; not in CALM.
+    BranchyNet (arXiv 1709.01686) exits where the entropy itself is below a threshold; not in CALM.
 
     Args:
-        logits: float32, of the whole vocabulary or of the kept rows. The size is that of the set: a candidate
-            whose logit is -inf is not in it.
+        logits: float32, of the full vocabulary or of the kept rows. `size` counts the candidates whose logit is
+            not -inf.
         best: the two best of them.
 
     Returns:
-        float32 in [0, 1]; 1 where there is one candidate only, as certain as by the other measures.
+        float32 in [0, 1]; 1 where there is one candidate only, as with the other measures.
     """
     below = logits - best.logit[:, None]
     weights = jnp.exp(below)
     partition = jnp.sum(weights, axis=-1)
-    # H = log(partition) - sum(p * below), both terms of which are at least 0; 0 * -inf would be NaN.
+    # H = log(partition) - sum(p * below); both terms are at least 0. The mask avoids 0 * -inf = NaN.
     mean = jnp.sum(jnp.where(weights > 0.0, weights * below, 0.0), axis=-1) / partition
     size = jnp.sum(logits > -jnp.inf, axis=-1)
     return jnp.maximum(1.0 - (jnp.log(partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0)
@@ -88,25 +96,25 @@ class States(NamedTuple):
     """What a measure of the hidden state may read."""
 
     hidden: Float[Array, "batch d_model"]  # h_l
-    before: Float[Array, "batch d_model"] | None  # h_(l-1), for a measure in `MEASURES_OF_CHANGE`
+    previous: Float[Array, "batch d_model"] | None  # h_(l-1), for a measure in `MEASURES_OF_CHANGE`
     normed: Float[Array, "batch d_model"]  # norm(h_l), float32
-    classifier: MetaClassifier | None  # for a measure in `MEASURES_BY_CLASSIFIER`
+    classifier: ExitClassifier | None  # for a measure in `MEASURES_BY_CLASSIFIER`
 
 
 def state(states: States) -> Float[Array, " batch"]:
-    """Cosine of h_l and h_(l-1): how little the last layer changed (CALM, hidden-state saturation).
+    """Cosine of h_l and h_(l-1): how little the last layer changed the state (CALM, hidden-state saturation).
 
     Returns:
         float32 in [0, 1]; a negative cosine counts as 0.
     """
-    assert states.before is not None
-    hidden, before = states.hidden, states.before
-    norms = jnp.linalg.norm(hidden, axis=-1) * jnp.linalg.norm(before, axis=-1)
-    return jnp.clip(jnp.sum(hidden * before, axis=-1) / jnp.maximum(norms, 1e-30), 0.0, 1.0)
+    assert states.previous is not None
+    hidden, previous = states.hidden, states.previous
+    norms = jnp.linalg.norm(hidden, axis=-1) * jnp.linalg.norm(previous, axis=-1)
+    return jnp.clip(jnp.sum(hidden * previous, axis=-1) / jnp.maximum(norms, 1e-30), 0.0, 1.0)
 
 
 def meta(states: States) -> Float[Array, " batch"]:
-    """The meta classifier's probability that depth l agrees with the last one (CALM).
+    """The exit classifier's probability that depth l agrees with the last one (CALM, early-exit classifier).
 
     Returns:
         float32 in [0, 1].
@@ -125,4 +133,6 @@ LOGIT_MEASURES: dict[str, LogitMeasure] = {
 }
 HIDDEN_MEASURES: dict[str, HiddenMeasure] = {"state": state, "meta": meta}
 MEASURES_OF_CHANGE = ("state",)
+"""Measures that compare h_l with h_(l-1)."""
 MEASURES_BY_CLASSIFIER = ("meta",)
+"""Measures that need a model with an exit classifier."""

@@ -1,209 +1,445 @@
-"""Exit policies: after which layer a token leaves the decoder, and what it is read from.
+"""Exit policies: after which layer a token exits, and what its id and confidence are read from.
 
-A policy is a small frozen object, hence a static argument of `jit`. The decode step asks it the same few
-questions whatever the method; a new rule is a new class here and touches no loop.
+The decode step (`dvp_jax.decode.step`) asks every policy the same questions, so a new one is one class here or in
+your own code, and touches no loop:
 
-Depth l means "after l layers". Depths below `first_exit` run unasked; from there to `last_depth` the policy
-decides; at `last_depth` every remaining token leaves.
+    @dataclasses.dataclass(frozen=True)
+    class Patient(CALM):  # exits when two depths in a row are confident ...
+
+    DecodeConfig(method=Patient(num_layers=24, min_exit_layer=2))
+
+A policy is a frozen dataclass, hence hashable, hence a static argument of `jax.jit`. Its fields have the names of
+`DecodeConfig`, which fills them in for the policies in `dvp_jax.decode.config.POLICIES`.
+
+"Depth l" means "after l layers". Layers up to depth `first_exit` always run. From there to `last_depth` the policy
+decides after each layer. At `last_depth` every remaining token exits.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import NamedTuple, Protocol
+import numbers
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
 from dvp_jax.exits.pruning import Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 
 
 class Heads(NamedTuple):
-    """What turns hidden states into tokens and confidence."""
+    """What turns a hidden state into a token and a confidence."""
 
-    vocabulary: Vocabulary  # whole, or what the policy kept
-    meta: MetaClassifier | None  # of models that have one
+    vocabulary: Vocabulary  # full, or what the policy kept of it
+    classifier: ExitClassifier | None  # None for models without one
 
 
 class LayerOutput(NamedTuple):
-    """Where the rows stand after a layer."""
+    """The rows of a batch after one decoder layer."""
 
-    number: int  # l
+    depth: int  # l
     hidden: Float[Array, "batch d_model"]  # h_l
-    before: Float[Array, "batch d_model"] | None  # h_(l-1), for a policy that compares
-    asking: Bool[Array, " batch"]  # rows that have not left
+    previous: Float[Array, "batch d_model"] | None  # h_(l-1), where the policy needs it
+    active: Bool[Array, " batch"]  # rows that have not exited
 
 
 class ExitDecision(NamedTuple):
-    """What a depth says of each row."""
+    """What a depth says about each row."""
 
-    leaves: Bool[Array, " batch"]
-    token: Int[Array, " batch"]  # where the row leaves
+    exits: Bool[Array, " batch"]
+    token: Int[Array, " batch"]  # valid where the row exits
     confidence: Float[Array, " batch"]
-    kept: Kept  # what deeper candidates are read from, among the rows that the policy kept
+    kept: Kept  # mask over the kept rows, for deeper candidate depths
 
 
-class ExitPolicy(Protocol):
-    """What the decode step asks of a method."""
+class Reads(NamedTuple):
+    """How many products with the unembedding a token takes; two arrays of the shape of its exit layers."""
 
-    @property
-    def first_exit(self) -> int:
-        """First depth at which a token may leave."""
-
-    @property
-    def last_depth(self) -> int:
-        """Depth at which every token has left."""
-
-    @property
-    def compares(self) -> bool:
-        """Whether `decide` and `read_last` need h_(l-1)."""
-
-    @property
-    def all_or_none(self) -> bool:
-        """Whether a token leaves at `first_exit` or not before `last_depth`, and no layer skips it (FREE)."""
-
-    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
-        """Called at each depth up to `first_exit`: the vocabulary that deeper candidates are read from."""
-
-    def decide(self, depth: LayerOutput, threshold: Float[Array, "#batch"], readers: Heads) -> ExitDecision:
-        """Which of the asking rows leave at a candidate depth, and with what."""
-
-    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
-        """Reads the asking rows, which reached `last_depth`: all of them leave."""
+    full: Float[np.ndarray, "*shape"]  # with all V rows
+    kept: Float[np.ndarray, "*shape"]  # with the kept rows only
 
 
 @dataclasses.dataclass(frozen=True)
-class Static:
-    """Every token leaves at the same depth; at the decoder's own depth this is the `full` model."""
+class ExitPolicy(abc.ABC):
+    """The questions that the decode step, the cost model and the tables ask of a method.
 
-    depth: int
-    confidence: str
-    all_or_none: bool = dataclasses.field(default=False, kw_only=True)
+    A subclass must say `first_exit`. It may override `prune`, `decide` and `read_final`, which run inside `jit`, and
+    the properties after them. The defaults read the full vocabulary and exit where confidence exceeds the threshold.
+
+    Attributes:
+        num_layers: L, the number of decoder layers.
+        confidence: name of the confidence measure, a key of `LOGIT_MEASURES` or `HIDDEN_MEASURES`.
+    """
+
+    num_layers: int
+    confidence: str = "softmax_diff"
+
+    loop: ClassVar[str] = "early_exit"
+    """How the decode step runs the layers after `first_exit`. "early_exit": until every row has exited.
+    "shallow_deep": all of them or none, several tokens together. "all_layers": all, then `decide` looks back."""
+
+    uses_threshold: ClassVar[bool] = False
+    """Whether `decide` compares confidences with the thresholds."""
 
     @property
-    def sure(self) -> int:
-        """How many of the largest whole-vocabulary logits a candidate depth must know exactly."""
-        return 1
-
-    @property
+    @abc.abstractmethod
     def first_exit(self) -> int:
-        return self.depth
+        """First depth at which a token may exit."""
 
     @property
     def last_depth(self) -> int:
-        return self.depth
+        """Depth at which every token has exited; deeper layers never run."""
+        return self.num_layers
 
-    @property
-    def compares(self) -> bool:
-        return self.confidence in MEASURES_OF_CHANGE
-
-    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
+    def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary that deeper depths read. Called at each depth up to `first_exit`, after `decide`."""
         return vocabulary
 
-    def decide(self, depth: LayerOutput, threshold: Array, readers: Heads) -> ExitDecision:
-        reading = self._read(depth, readers, self.sure)
-        return reading._replace(leaves=depth.asking & (reading.confidence > threshold))
+    def decide(self, output: LayerOutput, threshold: Float[Array, "#batch"], heads: Heads) -> ExitDecision:
+        """Which active rows exit at a candidate depth, and with which token.
 
-    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
-        return self._read(depth, whole)
+        Args:
+            output: of the layer.
+            threshold: what the confidence of each row must exceed.
+            heads: with the vocabulary that `prune` returned last.
+        """
+        decision = self._read(output, heads, self.num_exact)
+        return decision._replace(exits=output.active & (decision.confidence > threshold))
 
-    def _read(self, depth: LayerOutput, readers: Heads, sure: int = 1) -> ExitDecision:
-        logits, kept = self._candidates(depth, readers.vocabulary, sure)
-        best = best_two(logits, whole=readers.vocabulary.ids is None)
+    def read_final(self, output: LayerOutput, full: Heads, heads: Heads) -> ExitDecision:
+        """Reads the rows that reached `last_depth`. All of them exit.
+
+        Args:
+            output: of the last layer.
+            full: with the full vocabulary.
+            heads: with the vocabulary that `prune` returned last.
+        """
+        return self._read(output, full)
+
+    def _read(self, output: LayerOutput, heads: Heads, num_exact: int = 1) -> ExitDecision:
+        logits, kept = self._candidates(output, heads.vocabulary, num_exact)
+        best = best_two(logits, full_vocabulary=heads.vocabulary.ids is None)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
         else:
-            confidence = self._confidence_of_hidden(depth, readers)
-        return ExitDecision(depth.asking, readers.vocabulary.token(best.candidate), confidence, kept)
+            confidence = self._confidence_of_hidden(output, heads)
+        return ExitDecision(output.active, heads.vocabulary.token(best.candidate), confidence, kept)
 
-    def _candidates(self, depth: LayerOutput, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
-        """The logits that the depth is read from."""
-        return vocabulary.logits(depth.hidden, sure), vocabulary.kept
+    def _candidates(self, output: LayerOutput, vocabulary: Vocabulary, num_exact: int) -> tuple[Array, Kept]:
+        return vocabulary.logits(output.hidden, num_exact), vocabulary.kept
 
-    def _confidence_of_hidden(self, depth: LayerOutput, readers: Heads) -> Array:
-        normed = readers.vocabulary.normed(depth.hidden)
-        return HIDDEN_MEASURES[self.confidence](States(depth.hidden, depth.before, normed, readers.meta))
+    def _confidence_of_hidden(self, output: LayerOutput, heads: Heads) -> Float[Array, " batch"]:
+        normed = heads.vocabulary.normed(output.hidden)
+        states = States(output.hidden, output.previous, normed, heads.classifier)
+        return HIDDEN_MEASURES[self.confidence](states)
+
+    @property
+    def needs_previous_hidden(self) -> bool:
+        """Whether `decide` and `read_final` need h_(l-1)."""
+        return self.confidence in MEASURES_OF_CHANGE
+
+    @property
+    def num_exact(self) -> int:
+        """How many of the largest full-vocabulary logits a candidate depth must know exactly."""
+        return 1
+
+    @property
+    def kept_rows(self) -> int:
+        """How many rows of the unembedding are read after pruning; 0 where nothing is pruned."""
+        return 0
+
+    @property
+    def block_size(self) -> int:
+        """How many tokens share one block of the cache, to run skipped layers together; 1 for no deferral."""
+        return 1
+
+    @property
+    def propagates_state(self) -> bool:
+        """Whether layers that a token skipped take keys and values from the state it exited with.
+
+        False where they see the state of the full model.
+        """
+        return True
+
+    @property
+    def runs_skipped_layers_later(self) -> bool:
+        """Whether a skipped layer runs later for the tokens that skipped it."""
+        return False
+
+    def reads(self, exit_layers: np.ndarray) -> Reads:
+        """The unembedding products that decoding a token takes, the one that reads its id included.
+
+        Args:
+            exit_layers: layers run per token, any shape.
+        """
+        exit_layers = np.asarray(exit_layers, np.float64)
+        return Reads(np.ones_like(exit_layers), np.zeros_like(exit_layers))
+
+    def paper_reads(self, exit_layers: np.ndarray) -> Reads:
+        """The products that the published FLOP count (DVP) assumes for confidence; none where no depth is asked.
+
+        Args:
+            exit_layers: layers run per token, any shape.
+        """
+        none = np.zeros(np.shape(exit_layers))
+        return Reads(none, none)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that matter to this policy, by their names in `DecodeConfig`, for tables and results."""
+        hidden = {"num_layers"} | (set() if self.uses_threshold else {"confidence"})
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in hidden
+        }
+
+    def check(self, num_layers: int, vocab_size: int) -> None:
+        """Refuses a model that the policy does not fit.
+
+        Raises:
+            ValueError: the policy was made for another number of layers, or keeps more tokens than there are.
+        """
+        if self.num_layers != num_layers:
+            name = type(self).__name__
+            raise ValueError(f"num_layers of {name} is {self.num_layers}; allowed: {num_layers} for this model")
 
 
 @dataclasses.dataclass(frozen=True)
-class Oracle(Static):
-    """A token leaves at the first depth whose likeliest token is the full model's, which it must know beforehand.
+class Full(ExitPolicy):
+    """Every token runs all layers: the full model."""
 
-    The bound that every measure is held against (CALM, section 3). `states` says what later tokens attend to:
-    "own", the states that tokens left with, propagated, as in any early exit; "full", those of the full model.
+    @property
+    def first_exit(self) -> int:
+        return self.num_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Static(ExitPolicy):
+    """Every token exits at the same depth, and nothing is asked before."""
+
+    static_exit_layer: int = 1
+
+    def __post_init__(self) -> None:
+        if self.static_exit_layer is None:
+            raise ValueError("static_exit_layer is None; allowed with method 'static': a depth of at least 1")
+        check_integer("static_exit_layer", self.static_exit_layer, 1, self.num_layers)
+
+    @property
+    def first_exit(self) -> int:
+        return self.static_exit_layer
+
+    @property
+    def last_depth(self) -> int:
+        return self.static_exit_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class CALM(ExitPolicy):
+    """A token exits at the first depth whose confidence exceeds the threshold (CALM, arXiv 2207.07061, section 3).
+
+    A measure of logits reads the full vocabulary at every candidate depth. A measure of the hidden state reads it
+    once, for the token that exits.
     """
 
-    min_exit_layer: int
-    states: str
+    min_exit_layer: int = 2
+
+    uses_threshold: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
 
     @property
     def first_exit(self) -> int:
         return self.min_exit_layer
 
-
-@dataclasses.dataclass(frozen=True)
-class CALM(Static):
-    """A token leaves at the first depth whose confidence passes the threshold.
-
-    Confident adaptive language modeling (CALM): `depth` is the decoder's.
-    """
-
-    min_exit_layer: int
-
     @property
-    def first_exit(self) -> int:
-        return self.min_exit_layer
+    def last_asked(self) -> int:
+        """Deepest depth at which confidence is asked. The last depth is read, never asked."""
+        return self.last_depth - 1
 
+    def decide(self, output: LayerOutput, threshold: Array, heads: Heads) -> ExitDecision:
+        if self.confidence in LOGIT_MEASURES:
+            return super().decide(output, threshold, heads)
+        confidence = self._confidence_of_hidden(output, heads)
+        exits = output.active & (confidence > threshold)
 
-@dataclasses.dataclass(frozen=True)
-class HiddenCALM(CALM):
-    """CALM with its other two measures, of the hidden state: no depth before the exit touches the unembedding."""
+        def read(hidden: Array) -> Int[Array, " batch"]:
+            return best_two(heads.vocabulary.logits(hidden), full_vocabulary=True).candidate
 
-    def decide(self, depth: LayerOutput, threshold: Array, readers: Heads) -> ExitDecision:
-        confidence = self._confidence_of_hidden(depth, readers)
-        leaves = depth.asking & (confidence > threshold)
-
-        def token(hidden: Array) -> Array:
-            return best_two(readers.vocabulary.logits(hidden), whole=True).candidate
-
-        def nothing(hidden: Array) -> Array:
+        def skip(hidden: Array) -> Int[Array, " batch"]:
             return jnp.zeros(hidden.shape[0], jnp.int32)
 
-        return ExitDecision(leaves, lax.cond(jnp.any(leaves), token, nothing, depth.hidden), confidence, None)
+        return ExitDecision(exits, lax.cond(jnp.any(exits), read, skip, output.hidden), confidence, None)
+
+    def reads(self, exit_layers: np.ndarray) -> Reads:
+        if self.confidence not in LOGIT_MEASURES:
+            return super().reads(exit_layers)  # of a batch of one: a row also pays where another row exits
+        asked = self._num_asked(exit_layers)
+        return Reads(asked + self._reaches_last(exit_layers), np.zeros_like(asked))
+
+    def paper_reads(self, exit_layers: np.ndarray) -> Reads:
+        if self.confidence not in LOGIT_MEASURES:
+            return super().paper_reads(exit_layers)
+        depths = self._paper_depths(exit_layers)
+        return Reads(depths, np.zeros_like(depths))
+
+    def _num_asked(self, exit_layers: np.ndarray) -> Float[np.ndarray, "*shape"]:
+        return np.minimum(np.asarray(exit_layers, np.float64), self.last_asked) - self.first_exit + 1
+
+    def _reaches_last(self, exit_layers: np.ndarray) -> Bool[np.ndarray, "*shape"]:
+        return np.asarray(exit_layers) >= self.last_depth
+
+    def _paper_depths(self, exit_layers: np.ndarray) -> Float[np.ndarray, "*shape"]:
+        # The published code counts the depths 0 .. min(exit_layer, L - 1).
+        return np.minimum(exit_layers, self.num_layers - 1) + 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShallowDeep(CALM):
+    """A token exits at `min_exit_layer` if it is confident there, else at the last layer (FREE, arXiv 2310.05424).
+
+    The deeper layers run later for the tokens that skipped them, up to `max_waiting` tokens side by side, so that
+    every token attends to states of the full model.
+    """
+
+    max_waiting: int = 8
+
+    loop: ClassVar[str] = "shallow_deep"
+
+    def __post_init__(self) -> None:
+        check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers - 1)
+
+    @property
+    def last_asked(self) -> int:
+        return self.first_exit
+
+    @property
+    def block_size(self) -> int:
+        return self.max_waiting
+
+    @property
+    def propagates_state(self) -> bool:
+        return False
+
+    @property
+    def runs_skipped_layers_later(self) -> bool:
+        return True
+
+    def paper_reads(self, exit_layers: np.ndarray) -> Reads:
+        reads = super().paper_reads(exit_layers)
+        return reads._replace(full=np.minimum(reads.full, 1.0))  # asks once
 
 
 @dataclasses.dataclass(frozen=True)
 class DVP(CALM):
-    """CALM over a vocabulary pruned at depth p to the likeliest tokens (DVP).
+    """CALM over a vocabulary pruned at depth p (DVP, arXiv 2410.18952).
 
-    At p itself confidence still comes from the whole vocabulary, which had to be computed there anyway.
+    At p = `prune_layer` the full logits z_p choose the kept tokens S. At p itself confidence is read from the full
+    vocabulary, whose logits are there anyway; at every deeper candidate depth from the logits of S alone. A token
+    that reaches the last depth is read from the full vocabulary (`final_vocab="full"`, as published) or from S
+    ("pruned").
     """
 
-    prune_layer: int
-    rule: PruningRule
-    final_vocab: str
+    prune_layer: int = 2
+    pruning: PruningRule = dataclasses.field(default_factory=lambda: PruningRule(64))
+    final_vocab: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.confidence not in LOGIT_MEASURES:
+            raise ValueError(
+                f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
+                f"logits reads: {', '.join(LOGIT_MEASURES)}"
+            )
+        if self.prune_layer > self.min_exit_layer:
+            raise ValueError(
+                f"prune_layer is {self.prune_layer}; allowed: at most min_exit_layer, {self.min_exit_layer}"
+            )
+        check_integer("prune_layer", self.prune_layer, 1, self.num_layers - 1)
+        super().__post_init__()
 
     @property
-    def rows(self) -> int:
-        """How many rows of the unembedding are read at each candidate depth after p."""
-        return self.rule.rows(self.prune_layer)
+    def kept_rows(self) -> int:
+        return self.pruning.rows(self.prune_layer)
 
     @property
-    def sure(self) -> int:
-        return self.rows
+    def num_exact(self) -> int:
+        return self.kept_rows
 
-    def observe(self, depth: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
-        if depth.number != self.prune_layer:
+    def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
+        if output.depth != self.prune_layer:
             return vocabulary
-        return self.rule.prune(depth.number, vocabulary.logits(depth.hidden, self.sure), vocabulary)
+        logits = vocabulary.logits(output.hidden, self.num_exact)
+        return self.pruning.prune(output.depth, logits, vocabulary)
 
-    def read_last(self, depth: LayerOutput, whole: Heads, readers: Heads) -> ExitDecision:
-        return self._read(depth, whole if self.final_vocab == "full" else readers)
+    def read_final(self, output: LayerOutput, full: Heads, heads: Heads) -> ExitDecision:
+        return self._read(output, full if self.final_vocab == "full" else heads)
 
-    def _candidates(self, depth: LayerOutput, vocabulary: Vocabulary, sure: int) -> tuple[Array, Kept]:
-        logits, kept = super()._candidates(depth, vocabulary, sure)
-        return (logits, kept) if vocabulary.ids is None else self.rule.shrink(depth.number, logits, kept)
+    def _candidates(self, output: LayerOutput, vocabulary: Vocabulary, num_exact: int) -> tuple[Array, Kept]:
+        logits, kept = super()._candidates(output, vocabulary, num_exact)
+        if vocabulary.ids is None:
+            return logits, kept
+        return self.pruning.shrink(output.depth, logits, kept)
+
+    def reads(self, exit_layers: np.ndarray) -> Reads:
+        reaches_last = self._reaches_last(exit_layers)
+        # The product at p is also the first candidate's where both depths are the same.
+        kept = np.maximum(self._num_asked(exit_layers) - (self.prune_layer == self.first_exit), 0)
+        if self.final_vocab == "full":
+            return Reads(1.0 + reaches_last, kept)
+        return Reads(np.ones_like(kept), kept + reaches_last)
+
+    def paper_reads(self, exit_layers: np.ndarray) -> Reads:
+        depths = self._paper_depths(exit_layers)
+        full = np.minimum(depths, self.prune_layer + 1)
+        return Reads(full, depths - full)
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        del settings["pruning"]
+        return settings | self.pruning.settings()
+
+    def check(self, num_layers: int, vocab_size: int) -> None:
+        super().check(num_layers, vocab_size)
+        check_integer("prune_size", self.pruning.prune_size, 1, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle(ExitPolicy):
+    """A token exits at the first depth whose likeliest token is the full model's.
+
+    The bound of every measure (CALM, section 3). It must know the full model's token beforehand, so it runs all
+    layers: for analysis, not for speed.
+
+    Attributes:
+        min_exit_layer: first depth at which a token may exit.
+        oracle_states: what later tokens attend to. "own": the states that tokens exited with, propagated, as in any
+            early exit. "full": the states of the full model.
+    """
+
+    min_exit_layer: int = 2
+    oracle_states: str = "own"
+
+    loop: ClassVar[str] = "all_layers"
+
+    def __post_init__(self) -> None:
+        check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
+
+    @property
+    def first_exit(self) -> int:
+        return self.min_exit_layer
+
+    @property
+    def propagates_state(self) -> bool:
+        return self.oracle_states == "own"
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None) -> None:
+    """Raises ValueError where `value` is no integer from `least` to `most` (None: no upper bound)."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most} for this model"
+        raise ValueError(f"{name} is {value!r}; allowed: an integer {bounds}")

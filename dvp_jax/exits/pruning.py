@@ -1,14 +1,17 @@
 """Pruning rules: which tokens `dvp` keeps at depth p, and at the depths after it.
 
-A rule is a small frozen object, part of its policy. Shapes are fixed: as many rows of the unembedding are gathered
-at p, and read at every candidate depth after it, as the largest set can have (`rows`); where a set is smaller, the
-other rows are masked, so that confidence sees the set alone.
+Shapes are fixed inside `jit`, so a rule says how many rows of the unembedding are gathered at p (`rows`). All of
+them are read at every candidate depth after p. Where a row of the batch keeps fewer tokens, the rest is masked:
+its logits become -inf, and confidence sees the kept tokens alone.
+
+A rule is a frozen dataclass, part of its policy. A new rule is one class, in your own code if you like:
+`DecodeConfig(method="dvp", prune_rule=MyRule(64))`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,76 +21,102 @@ from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.top_k import top_k
 
 Kept = Bool[Array, "batch kept"] | None
-"""Which of the gathered rows are candidates; None where all of them are, at every depth."""
+"""Which of the gathered rows are candidates. None: all of them, at every depth."""
 
 
-class PruningRule(Protocol):
-    """What `dvp` asks of a rule."""
+@dataclasses.dataclass(frozen=True)
+class PruningRule:
+    """Keeps the `prune_size` likeliest tokens at p, at every depth after it. The base of every rule.
+
+    A subclass overrides `prune` to choose other tokens at p, `shrink` to drop tokens at deeper depths, and `rows`
+    where it gathers fewer than `prune_size` rows.
+
+    Attributes:
+        prune_size: K, the most tokens that are kept.
+    """
+
+    prune_size: int
 
     def rows(self, prune_layer: int) -> int:
-        """How many rows of the unembedding are gathered at p and read after it."""
+        """How many rows of the unembedding are gathered at p = `prune_layer` and read after it."""
+        return self.prune_size
 
     def prune(self, prune_layer: int, logits: Float[Array, "batch vocab"], vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary kept at p, of the whole one and its logits there."""
+        """The vocabulary kept at p.
+
+        Args:
+            prune_layer: p.
+            logits: z_p over the full vocabulary.
+            vocabulary: the full one.
+        """
+        return vocabulary.prune(logits, self.rows(prune_layer))
 
     def shrink(
         self, depth: int, logits: Float[Array, "batch kept"], kept: Kept
     ) -> tuple[Float[Array, "batch kept"], Kept]:
-        """Of the logits of the kept rows at a candidate depth after p, those to read, and what stays kept."""
+        """Drops tokens at a candidate depth after p.
 
+        Args:
+            depth: l > p.
+            logits: z_l of the gathered rows, -inf where masked.
+            kept: the mask so far.
 
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-    """The K likeliest tokens at p, for good (DVP)."""
-
-    size: int
-
-    def rows(self, prune_layer: int) -> int:
-        return self.size
-
-    def prune(self, prune_layer: int, logits: Array, vocabulary: Vocabulary) -> Vocabulary:
-        return vocabulary.prune(logits, self.rows(prune_layer))
-
-    def shrink(self, depth: int, logits: Array, kept: Kept) -> tuple[Array, Kept]:
+        Returns:
+            The logits to read at this depth, and the mask for deeper ones.
+        """
         return logits, kept
 
+    def settings(self) -> dict[str, Any]:
+        """The settings of the rule and its name, by their names in `DecodeConfig`."""
+        name = next((name for name, kind in RULES.items() if kind is type(self)), type(self).__name__)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields.pop("num_layers", None)
+        return {"prune_rule": name, **fields}
+
 
 @dataclasses.dataclass(frozen=True)
-class Mass(Fixed):
-    """The smallest set whose probability at p, in the softmax over the whole vocabulary, reaches `mass`.
+class Fixed(PruningRule):
+    """The K likeliest tokens at p, at every depth after it (DVP, arXiv 2410.18952)."""
 
-    At most `size` tokens, which may hold less. Each row of a batch has a set of its own size. Not in DVP; the
-    nucleus of Holtzman et al. (arXiv 1904.09751), who sample from it.
+
+@dataclasses.dataclass(frozen=True)
+class Mass(PruningRule):
+    """The smallest set of tokens whose probability at p reaches `prune_mass`, and at most `prune_size` tokens.
+
+    Probabilities are the softmax over the full vocabulary. Each row of a batch keeps a set of its own size. Not in
+    DVP; the set is the nucleus of Holtzman et al. (arXiv 1904.09751), who sample from it.
     """
 
-    mass: float
+    prune_mass: float
 
     def prune(self, prune_layer: int, logits: Array, vocabulary: Vocabulary) -> Vocabulary:
         pruned = super().prune(prune_layer, logits, vocabulary)
         assert pruned.ids is not None
-        likeliest, places = top_k(jnp.take_along_axis(logits, pruned.ids, axis=1), self.size)
+        likeliest, indices = top_k(jnp.take_along_axis(logits, pruned.ids, axis=1), self.prune_size)
         probabilities = jnp.exp(likeliest - jax.nn.logsumexp(logits, axis=1, keepdims=True))
-        missing = jnp.cumsum(probabilities, axis=1) - probabilities < self.mass  # without the token itself
-        return dataclasses.replace(pruned, kept=_mask(places, missing, self.size))
+        # A token is needed while the tokens before it, without itself, hold less than the mass.
+        needed = jnp.cumsum(probabilities, axis=1) - probabilities < self.prune_mass
+        return dataclasses.replace(pruned, kept=_mask(indices, needed, self.prune_size))
 
 
 @dataclasses.dataclass(frozen=True)
-class Decay(Fixed):
-    """A set that shrinks with depth, from `size` = K_max at depth 0 to `size_min` = K_min at depth L.
+class Decay(PruningRule):
+    """A set that shrinks with depth, from `prune_size` = K_max at depth 0 to `prune_size_min` = K_min at depth L.
 
-    K_l = max(K_min, K_max / (1 + (K_max - K_min) / K_min * l / L)), rounded down: the law of DVP's published code.
-    At p the logits z_p of the whole vocabulary choose S_p, its K_p likeliest tokens; confidence at p comes from
-    the whole vocabulary. At each candidate depth l after p the logits z_l of the tokens still kept choose the K_l
-    likeliest of them, S_l: confidence at this same depth l is read from S_l, and the next candidate depth
-    chooses from S_l. A last depth that reads the pruned vocabulary does as a candidate depth.
+        K_l = max(K_min, K_max / (1 + (K_max - K_min) / K_min * l / L)), rounded down
+
+    This is the law of DVP's published code. At p the full logits z_p choose S_p, the K_p likeliest tokens. At each
+    candidate depth l after p the logits z_l of the tokens that are still kept choose S_l, the K_l likeliest of
+    them. Confidence at depth l is read from S_l, and the next candidate depth chooses from S_l. A last depth that
+    reads the pruned vocabulary counts as a candidate depth.
     """
 
-    size_min: int
+    prune_size_min: int
     num_layers: int
 
     def size_at(self, depth: int) -> int:
-        """K_l, in whole numbers throughout."""
-        most, least = self.size, self.size_min
+        """K_l, computed in integers."""
+        most, least = self.prune_size, self.prune_size_min
         return max(least, most * least * self.num_layers // (least * self.num_layers + (most - least) * depth))
 
     def rows(self, prune_layer: int) -> int:
@@ -99,14 +128,18 @@ class Decay(Fixed):
         return dataclasses.replace(pruned, kept=jnp.ones(pruned.ids.shape, bool))
 
     def shrink(self, depth: int, logits: Array, kept: Kept) -> tuple[Array, Kept]:
-        _, places = top_k(logits, self.size_at(depth))
-        kept = _mask(places, True, logits.shape[1])
+        _, indices = top_k(logits, self.size_at(depth))
+        kept = _mask(indices, True, logits.shape[1])
         return jnp.where(kept, logits, -jnp.inf), kept
 
 
+RULES: dict[str, type[PruningRule]] = {"fixed": Fixed, "mass": Mass, "decay": Decay}
+"""The rules that `DecodeConfig.prune_rule` names."""
+
+
 def _mask(
-    places: Int[Array, "batch some"], kept: Bool[Array, "batch some"] | bool, size: int
+    indices: Int[Array, "batch some"], values: Bool[Array, "batch some"] | bool, size: int
 ) -> Bool[Array, "batch size"]:
-    """`kept` at the given places of each row, False elsewhere."""
-    batch = jnp.arange(len(places))[:, None]
-    return jnp.zeros((len(places), size), bool).at[batch, places].set(kept)
+    """`values` at the given indices of each row, False elsewhere."""
+    rows = jnp.arange(len(indices))[:, None]
+    return jnp.zeros((len(indices), size), bool).at[rows, indices].set(values)

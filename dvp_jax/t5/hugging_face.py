@@ -1,6 +1,6 @@
-"""Hugging Face checkpoints <-> parameters, tensor by tensor.
+"""Reads and writes Hugging Face checkpoints, one tensor at a time.
 
-Weights are stored (out, in) on both sides, so conversion renames and never transposes.
+Both sides store weights (outputs, inputs), so conversion renames tensors and never transposes them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.model import T5, Params
 from dvp_jax.t5.sharding import gathered, pad_vocabulary, shardings
 
 DTYPES = ("float32", "bfloat16")
 
 ParameterPath = tuple[str, ...]
-"""A parameter's keys, from the root of the nested dict."""
+"""A parameter's keys in the nested dict, from the root."""
 
 _ATTENTION = {
     "query": "q",
@@ -72,14 +72,14 @@ def hugging_face_name(path: ParameterPath, config: T5Config) -> str:
 
 @functools.cache  # tracing takes seconds for a model of 24 layers
 def parameter_shapes(config: T5Config) -> Mapping[ParameterPath, tuple[int, ...]]:
-    """Shape of every parameter of such a model."""
+    """Shape of every parameter of a model with this config."""
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     tree = jax.eval_shape(T5(config).init, jax.random.key(0), ids, mask, ids)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-# Copies that some files carry of tensors which T5 has once, and one that Hugging Face ignores too.
+# Tensors that some files have in addition: copies of the embedding, and a bias that Hugging Face ignores too.
 _REDUNDANT = re.compile(
     r"(encoder|decoder)\.embed_tokens\.weight|"
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
@@ -87,20 +87,20 @@ _REDUNDANT = re.compile(
 
 
 class TensorFiles:
-    """The tensors of a Hugging Face folder by name, each read when asked for.
+    """The tensors of a Hugging Face folder by name. Each is read when it is opened.
 
     Args:
-        folder: holds `model.safetensors`, `model.safetensors.index.json` and its shards, or the same with
-            `pytorch_model` and `.bin` (read with PyTorch and `weights_only=True`).
+        folder: has `model.safetensors`, or `model.safetensors.index.json` and the files that it lists, or the same
+            as `pytorch_model` and `.bin` (read with PyTorch and `weights_only=True`).
 
     Raises:
-        FileNotFoundError: no weights, or a shard that the index names is not there.
-        ValueError: a file is truncated or is not what its ending says.
+        FileNotFoundError: no weights, or a file that the index lists is missing.
+        ValueError: a file is truncated or is not of the format that its ending says.
     """
 
     def __init__(self, folder: Path) -> None:
-        readers: list[Any] = [_SafetensorsFile(file) for file in _files_of(folder, "model", "safetensors")]
-        readers = readers or [_PytorchFile(file) for file in _files_of(folder, "pytorch_model", "bin")]
+        readers: list[Any] = [_SafetensorsFile(file) for file in _weight_files(folder, "model", "safetensors")]
+        readers = readers or [_PytorchFile(file) for file in _weight_files(folder, "pytorch_model", "bin")]
         if not readers:
             raise FileNotFoundError(
                 f"{folder} has no weights; looked for model.safetensors, pytorch_model.bin and their index files"
@@ -108,7 +108,7 @@ class TensorFiles:
         self._reader_of: dict[str, Any] = {name: reader for reader in readers for name in reader.shapes}
 
     def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """A tensor of which slices are read as they are asked for; of a `.bin` file it is read whole, once."""
+        """A context with the tensor. Slices of it are read when indexed; from a `.bin` file it opens only once."""
         return self._reader_of[name].open(name)
 
     def __contains__(self, name: object) -> bool:
@@ -118,12 +118,12 @@ class TensorFiles:
         return iter(self._reader_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Shape of a tensor; does not read it."""
         return self._reader_of[name].shapes[name]
 
 
-def _files_of(folder: Path, stem: str, ending: str) -> list[Path]:
-    """The one file of that kind, or all that its index names; none where there is neither."""
+def _weight_files(folder: Path, stem: str, ending: str) -> list[Path]:
+    """`stem.ending`, or the files that its index lists; an empty list if the folder has neither."""
     single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
     if single.is_file():
         return [single]
@@ -140,6 +140,8 @@ def _files_of(folder: Path, stem: str, ending: str) -> list[Path]:
 
 
 class _SafetensorsFile:
+    """A file that is read one slice at a time."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
@@ -150,7 +152,7 @@ class _SafetensorsFile:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:
-        # Opened anew for each tensor: the pages of a mapped file count as memory until it is closed.
+        # The file is opened for each tensor, because pages of a mapped file count as memory until it is closed.
         with safe_open(self.path, framework="numpy") as file:
             yield file.get_slice(name)
 
@@ -160,6 +162,8 @@ class _SafetensorsFile:
 
 
 class _PytorchFile:
+    """A file that PyTorch reads into memory. Each tensor is freed after it was opened once."""
+
     def __init__(self, path: Path) -> None:
         try:
             import torch
@@ -176,7 +180,7 @@ class _PytorchFile:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[np.ndarray]:
-        tensor = self._tensors.pop(name)  # its memory goes as soon as the caller is done
+        tensor = self._tensors.pop(name)  # so that its memory is freed when the caller is done
         if tensor.dtype == self._torch.bfloat16:
             yield tensor.contiguous().view(self._torch.uint16).numpy().view(jnp.bfloat16)
         else:
@@ -189,23 +193,24 @@ def read_checkpoint(
     progress: Callable[[Iterator], Iterator] = iter,
     mesh: Mesh | None = None,
 ) -> tuple[T5Config, Params]:
-    """Reads a Hugging Face folder; holds one tensor more than the result.
+    """Reads a Hugging Face folder. Needs memory for the parameters and one more tensor.
 
-    With a mesh each process reads of each tensor only the shards of its own devices.
-
-    The unembedding is untied where `lm_head.weight` is in the file and differs from `shared.weight`,
-    whatever config.json says.
+    With a mesh, each process reads only the shards of its own devices. The unembedding is untied if the file has
+    an `lm_head.weight` that differs from `shared.weight`, whatever config.json says.
 
     Args:
-        folder: with config.json and the weights.
-        dtype: of all parameters, "float32" or "bfloat16".
+        folder: has config.json and the weights.
+        dtype: dtype of all parameters, "float32" or "bfloat16".
         progress: wraps the iterator over parameters, for a progress bar.
-        mesh: where parameters go; None for the default device.
+        mesh: devices to put the parameters on; None for the default device.
+
+    Returns:
+        The config and the parameters in the layout of `dvp_jax.t5.model`.
 
     Raises:
         FileNotFoundError: config.json or the weights are missing.
         ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
-            listed); a tensor holds NaN or infinity; another model type; a mesh that does not fit the model.
+            listed); a tensor contains NaN or infinity; another model type; a mesh that does not fit the model.
     """
     config = T5Config.from_file(folder / "config.json")
     tensors = TensorFiles(folder)
@@ -228,7 +233,7 @@ def read_checkpoint(
                     not_finite.append(name)
                 return part
 
-            flat[path] = _fill(targets[path], shapes[path], read)
+            flat[path] = _make_array(targets[path], shapes[path], read)
     if not_finite:
         raise ValueError(f"{folder}: NaN or infinity in {', '.join(dict.fromkeys(not_finite))}")
 
@@ -241,74 +246,93 @@ def read_checkpoint(
 def parameter_targets(
     config: T5Config, dtype: str, mesh: Mesh | None
 ) -> tuple[T5Config, dict[ParameterPath, jax.ShapeDtypeStruct]]:
-    """Shape, dtype and, on a mesh, place of every parameter; the config with the vocabulary's padding there.
+    """What every parameter is to become when it is read.
 
-    Raises:
-        ValueError: the mesh does not fit the model.
+    Args:
+        config: without padding of the vocabulary.
+        dtype: dtype of all parameters.
+        mesh: devices to put the parameters on; None for the default device.
+
+    Returns:
+        The config, padded to the mesh, and the shape, dtype and sharding of every parameter.
     """
     if mesh is not None:
         config = pad_vocabulary(config, mesh)
-    target = {
+    targets = {
         path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in parameter_shapes(config).items()
     }
     if mesh is None:
-        return config, target
-    places = traverse_util.flatten_dict(shardings(mesh, traverse_util.unflatten_dict(target)))
-    return config, {path: leaf.update(sharding=places[path]) for path, leaf in target.items()}
+        return config, targets
+    sharding_of = traverse_util.flatten_dict(shardings(mesh, traverse_util.unflatten_dict(targets)))
+    return config, {path: leaf.update(sharding=sharding_of[path]) for path, leaf in targets.items()}
 
 
-def _fill(
-    target: jax.ShapeDtypeStruct, stored: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
+def _make_array(
+    target: jax.ShapeDtypeStruct, stored_shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    """The array, each part of it read once; zeros beyond the shape that is stored."""
+    """Reads a stored tensor into an array. What the array has beyond the stored shape is zero.
+
+    Args:
+        target: shape, dtype and sharding of the array.
+        stored_shape: shape of the tensor in the file.
+        read: reads a part of the tensor. Each part is read once, even if several devices hold it.
+    """
     if target.sharding is None:
-        return jnp.asarray(read(tuple(map(slice, stored))), target.dtype)
+        return jnp.asarray(read(tuple(map(slice, stored_shape))), target.dtype)
 
-    @functools.cache  # devices along "data" hold the same
-    def part(*bounds: tuple[int, int]) -> np.ndarray:
-        filled = np.zeros([end - begin for begin, end in bounds], target.dtype)
-        index = tuple(slice(begin, min(end, size)) for (begin, end), size in zip(bounds, stored, strict=True))
+    @functools.cache  # devices along "data" hold the same part
+    def read_part(*bounds: tuple[int, int]) -> np.ndarray:
+        part = np.zeros([end - begin for begin, end in bounds], target.dtype)
+        index = tuple(
+            slice(begin, min(end, size)) for (begin, end), size in zip(bounds, stored_shape, strict=True)
+        )
         if all(s.start < s.stop for s in index):
-            found = read(index)
-            filled[tuple(map(slice, found.shape))] = found
-        return filled
+            stored = read(index)
+            part[tuple(map(slice, stored.shape))] = stored
+        return part
 
-    def of(index: tuple[slice, ...] | None) -> np.ndarray:
+    def read_shard(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return part(*(s.indices(size)[:2] for s, size in zip(index, target.shape, strict=True)))
+        return read_part(*(s.indices(size)[:2] for s, size in zip(index, target.shape, strict=True)))
 
-    return jax.make_array_from_callback(target.shape, target.sharding, of)
+    return jax.make_array_from_callback(target.shape, target.sharding, read_shard)
 
 
 def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
-    found = {name: tensors.shape(name) for name in tensors if name in expected or not _REDUNDANT.fullmatch(name)}
-    check_shapes(folder, found, expected)
+    stored = {name: tensors.shape(name) for name in tensors if name in expected or not _REDUNDANT.fullmatch(name)}
+    check_shapes(folder, stored, expected)
 
 
 def check_shapes(
     folder: Path,
-    found: dict[str, tuple[int, ...]],
+    stored: dict[str, tuple[int, ...]],
     expected: dict[str, tuple[int, ...]],
     config: str = "config.json",
 ) -> None:
-    """Refuses a checkpoint whose tensors are not those of its config, which errors call by the given name.
+    """Checks that the tensors of a checkpoint are those of its config.
+
+    Args:
+        folder: the checkpoint, for the error.
+        stored: shapes of the tensors in the checkpoint, by name.
+        expected: shapes of the config's tensors, by name.
+        config: what the error calls the config.
 
     Raises:
         ValueError: lists every tensor that is missing, superfluous or of another shape.
     """
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
-    problems += [f"not of this model: {name} {shape}" for name, shape in found.items() if name not in expected]
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
+    problems += [f"not of this model: {name} {shape}" for name, shape in stored.items() if name not in expected]
     problems += [
-        f"wrong shape: {name} {found[name]}; {config} says {shape}"
+        f"wrong shape: {name} {stored[name]}; {config} says {shape}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in stored and stored[name] != shape
     ]
     if problems:
         raise ValueError(f"{folder}: the tensors do not fit {config}\n  " + "\n  ".join(problems))
 
 
 def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names, without padding; on one CPU not copied."""
+    """The parameters by Hugging Face's names, without padding. On a single CPU device they are not copied."""
     return {name: stored_tensor(config, name, leaf) for name, leaf in _by_name(config, params).items()}
 
 
@@ -317,9 +341,14 @@ def _by_name(config: T5Config, params: Params) -> dict[str, jax.Array]:
 
 
 def stored_tensor(config: T5Config, name: str, value: jax.Array | np.ndarray) -> np.ndarray:
-    """A parameter as a file holds it: all of it in memory, without the rows that fill up the vocabulary.
+    """A parameter as a file stores it: the full array, without padding of the vocabulary.
 
-    Of several processes that hold parts of it, all must ask.
+    If several processes hold parts of the parameter, all of them must call this.
+
+    Args:
+        config: the shape of the model.
+        name: Hugging Face's name, or ours.
+        value: the parameter.
     """
     array = gathered(value)
     return array[: config.vocab_size] if name.removesuffix(".weight") in _VOCABULARY else array
@@ -329,24 +358,24 @@ _VOCABULARY = ("shared", "lm_head")
 
 
 def without_padding(config: T5Config, params: Params) -> Params:
-    """The parameters as a file holds them: without the rows that fill up the vocabulary."""
+    """The parameters without padding of the vocabulary, on the same devices."""
     if not config.vocab_padding:
         return params
     return {name: value[: config.vocab_size] if name in _VOCABULARY else value for name, value in params.items()}
 
 
 MAX_FILE_BYTES = 5 * 10**9
-"""Of weights in one file, unless a single tensor is larger; the limit that Hugging Face long had."""
+"""Limit of one file of weights, unless a single tensor is larger. Hugging Face long had the same limit."""
 
 
 def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> None:
-    """Writes config.json and the weights, which `transformers` and `read_checkpoint` read.
+    """Writes config.json and the weights. `transformers` and `read_checkpoint` can read them.
 
-    The weights are model.safetensors; where they exceed `MAX_FILE_BYTES`, several files and an index, as Hugging
-    Face writes them. No more than one file is in memory at once, beside the parameters.
+    The weights go into model.safetensors. If they exceed `MAX_FILE_BYTES`, they go into several files with an
+    index, as Hugging Face writes them. Needs memory for one of the files, in addition to the parameters.
 
     Args:
-        folder: exists; None where another process writes, which needs this one's parts of the parameters.
+        folder: exists. None if another process writes and only needs this process's parts of the parameters.
         config: the shape.
         params: all of one dtype.
 
@@ -354,7 +383,7 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
         OSError: the folder cannot be written.
     """
     leaves = _by_name(config, params)
-    groups = _groups(leaves)
+    groups = _group_by_file(leaves)
     weight_map: dict[str, str] = {}
     size = 0
     for number, names in enumerate(groups, start=1):
@@ -376,16 +405,16 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
     write_config(folder, config, params)
 
 
-def _groups(leaves: Mapping[str, jax.Array]) -> list[list[str]]:
-    """Names of the tensors of each file."""
+def _group_by_file(leaves: Mapping[str, jax.Array]) -> list[list[str]]:
+    """For each file to write, the names of its tensors."""
     groups: list[list[str]] = []
-    room = 0
+    free_bytes = 0
     for name, leaf in leaves.items():
-        if not groups or leaf.nbytes > room:
+        if not groups or leaf.nbytes > free_bytes:
             groups.append([])
-            room = MAX_FILE_BYTES
+            free_bytes = MAX_FILE_BYTES
         groups[-1].append(name)
-        room -= leaf.nbytes
+        free_bytes -= leaf.nbytes
     return groups
 
 
@@ -396,35 +425,35 @@ def write_config(folder: Path, config: T5Config, params: Params) -> None:
 
 
 META_FILE = "meta_classifier.safetensors"
-"""CALM's classifier, beside the weights that it was trained on."""
+"""The exit classifier's file, beside the weights that it was trained with."""
 
 
-def write_meta(folder: Path, meta: MetaClassifier) -> None:
-    """Writes the meta classifier of a checkpoint folder."""
+def write_meta(folder: Path, meta: ExitClassifier) -> None:
+    """Writes an exit classifier into a checkpoint folder."""
     save_file({name: np.asarray(value) for name, value in vars(meta).items()}, folder / META_FILE)
 
 
-def read_meta(folder: Path, config: T5Config) -> MetaClassifier:
-    """Reads the meta classifier of a checkpoint folder.
+def read_meta(folder: Path, config: T5Config) -> ExitClassifier:
+    """Reads the exit classifier of a checkpoint folder.
 
     Raises:
-        ValueError: the file is damaged, or is of another model.
+        ValueError: the file is damaged, or belongs to another model.
     """
     file = _SafetensorsFile(folder / META_FILE)
     expected: dict[str, tuple[int, ...]] = {"weight": (config.d_model,), "bias": ()}
     check_shapes(folder / META_FILE, file.shapes, expected)
-    return MetaClassifier(**{name: jnp.asarray(file.read(name)) for name in expected})
+    return ExitClassifier(**{name: jnp.asarray(file.read(name)) for name in expected})
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Files written to the yielded folder appear in `folder` when the block ends well, else none does."""
+    """Yields a temporary folder. If the block succeeds, its files move to `folder`; otherwise they are deleted."""
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     partial.mkdir(parents=True)
     try:
         yield partial
         folder.mkdir(parents=True, exist_ok=True)
-        # config.json last: without it, a folder is no checkpoint.
+        # config.json moves last, because a folder without it is not taken for a checkpoint.
         for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "config.json"):
             entry.replace(folder / entry.name)
     finally:

@@ -1,4 +1,4 @@
-"""`load_model` and its inverse: a T5 with its parameters and its tokenizer, from a folder or the hub."""
+"""Loads a T5 with its parameters and its tokenizer from a folder or the hub, and saves it."""
 
 from __future__ import annotations
 
@@ -45,21 +45,28 @@ FORMATS = ("huggingface", "orbax")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A T5 ready to decode."""
+    """A T5 that is ready to decode.
+
+    Attributes:
+        config: the shape.
+        params: laid out as `dvp_jax.t5.model` says.
+        tokenizer: None if the checkpoint has none. Functions that take or return text need one.
+        mesh: the devices that hold the parameters; None for the default device.
+    """
 
     config: T5Config
     params: Params
     tokenizer: PreTrainedTokenizerBase | None = None
-    mesh: Mesh | None = None  # of the devices that hold the parameters; None for one device
+    mesh: Mesh | None = None
 
     @functools.cached_property
-    def screen(self) -> Int8Unembedding:
-        """The int8 copy of the unembedding, made when first asked for."""
+    def int8_unembedding(self) -> Int8Unembedding:
+        """The int8 copy of the unembedding, made when it is first used."""
         return quantize_unembedding(unembedding(self.config, self.params))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the parameters: the same for the same numbers, whatever file they came from."""
+        """A hash of the parameters. Equal parameters have equal hashes, whatever file format they come from."""
         hashed = hashlib.blake2b(digest_size=16)
         leaves = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -78,13 +85,16 @@ def load_model(
     """Loads a T5, T5 1.1, Flan-T5, mT5 or UMT5 checkpoint.
 
     Args:
-        path: a Hugging Face folder, a folder that `save_model(..., format="orbax")` wrote, or a hub id
-            such as "google-t5/t5-large".
-        dtype: of the parameters, "float32" or "bfloat16".
-        progress: show a bar over tensors.
-        mesh: spread the parameters over devices, as `dvp_jax.t5.sharding` says; its axes are "data" and "model".
-            Each process reads the shards of its own devices. Decoding and training then use the mesh; if it is of
-            several processes, all of them must make the same calls.
+        path: a Hugging Face folder, a folder that `save_model(..., format="orbax")` wrote, or a hub id,
+            for example "google-t5/t5-large".
+        dtype: dtype of the parameters, "float32" or "bfloat16".
+        progress: whether to show a progress bar over tensors.
+        mesh: devices to divide the parameters over, with the axes "data" and "model" (`dvp_jax.t5.sharding`).
+            Each process reads the shards of its own devices. Decoding and training then use the mesh. If it has
+            devices of several processes, all of them must make the same calls.
+
+    Returns:
+        The model. Its parameters have the key "meta" if the folder has an exit classifier.
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
@@ -95,7 +105,7 @@ def load_model(
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     folder = Path(path) if Path(path).is_dir() else _download(str(path))
 
-    def bar(items: Any) -> Any:
+    def progress_bar(items: Any) -> Any:
         return tqdm(list(items), desc="loading", unit="tensor", disable=not progress)
 
     if mesh is not None:
@@ -103,14 +113,14 @@ def load_model(
     if (folder / "params").is_dir():
         config, params = _read_orbax(folder, dtype, mesh)
     else:
-        config, params = read_checkpoint(folder, dtype, bar, mesh)
+        config, params = read_checkpoint(folder, dtype, progress_bar, mesh)
     if (folder / META_FILE).is_file():
         params["meta"] = place(mesh, read_meta(folder, config))
     return Model(config, params, load_tokenizer(folder), mesh)
 
 
 def shard_model(model: Model, mesh: Mesh | None) -> Model:
-    """A model that is in memory, on the devices of a mesh; without one as it is.
+    """Moves a loaded model to the devices of a mesh; returns it as it is if the mesh is None.
 
     Raises:
         ValueError: the mesh does not fit the model.
@@ -126,26 +136,26 @@ def shard_model(model: Model, mesh: Mesh | None) -> Model:
 
 
 def save_model(folder: str | Path, model: Model, format: str = "huggingface") -> None:
-    """Writes a checkpoint with its tokenizer: whole or not at all.
+    """Writes a checkpoint with its tokenizer. If that fails, the folder is left as it was.
 
     Args:
         folder: need not exist; must hold no checkpoint.
-        model: what to write. Where several processes hold it, all of them must call this; process 0 writes.
+        model: what to write. If several processes hold it, all of them must call this; process 0 writes.
         format: "huggingface" (config.json, and model.safetensors or several files with an index) or "orbax"
-            (config.json and params/). A meta classifier goes into a file of its own beside them.
+            (config.json and params/). An exit classifier goes into a file of its own beside them.
 
     Raises:
         FileExistsError: the folder holds a checkpoint already.
-        ValueError: unknown format, or one that several processes do not write.
+        ValueError: unknown format, or "orbax" for a model that several processes hold.
         OSError: the folder cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
-    several = several_processes(model.mesh)
-    if several and format != "huggingface":
-        raise ValueError(f"format is {format!r}; allowed of a model that several processes hold: huggingface")
+    many_processes = several_processes(model.mesh)
+    if many_processes and format != "huggingface":
+        raise ValueError(f"format is {format!r}; allowed for a model that several processes hold: huggingface")
     params = {name: value for name, value in model.params.items() if name != "meta"}
-    if several and jax.process_index() > 0:
+    if many_processes and jax.process_index() > 0:
         write_checkpoint(None, model.config, params)
         return
     folder = Path(folder)
@@ -166,24 +176,25 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a checkpoint folder, or None where there is none."""
+    """The tokenizer of a checkpoint folder, or None if it has none."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer
 
-    # transformers warns at length about every prompt that is longer than the pretraining's 512 tokens.
+    # transformers warns about every prompt that is longer than the 512 tokens of pretraining.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, Params]:
+    """Reads a folder that `save_model(..., format="orbax")` wrote. Raises ValueError as `load_model` does."""
     config = T5Config.from_file(folder / "config.json")
-    stored_in = (folder / "params").absolute()
+    params_folder = (folder / "params").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            stored = traverse_util.flatten_dict(checkpointer.metadata(stored_in).item_metadata.tree)
+            stored = traverse_util.flatten_dict(checkpointer.metadata(params_folder).item_metadata.tree)
         except (ValueError, OSError, AttributeError) as error:
-            raise ValueError(f"{stored_in} is not a whole Orbax checkpoint: {error}") from None
+            raise ValueError(f"{params_folder} is not a complete Orbax checkpoint: {error}") from None
         config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in stored)
         expected = parameter_shapes(config)
         check_shapes(
@@ -192,8 +203,8 @@ def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, 
             {"/".join(path): shape for path, shape in expected.items()},
         )
         config, target = parameter_targets(config, dtype, mesh)
-        # Not strict about shapes, which were checked: what the file lacks of a padded vocabulary is zeros.
-        params = checkpointer.restore(stored_in, traverse_util.unflatten_dict(target), strict=False)
+        # strict=False fills the vocabulary's padding with zeros. All other shapes were checked above.
+        params = checkpointer.restore(params_folder, traverse_util.unflatten_dict(target), strict=False)
     if not_finite := [
         "/".join(path)
         for path, leaf in traverse_util.flatten_dict(params).items()
@@ -204,7 +215,7 @@ def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, 
 
 
 def _download(repository: str) -> Path:
-    """Fetches a hub repository: safetensors where it has them, else PyTorch's files."""
+    """Downloads a hub repository: its safetensors files, or PyTorch's if it has none. Returns the folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 

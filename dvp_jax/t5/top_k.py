@@ -10,40 +10,49 @@ from jaxtyping import Array, Float, Int
 
 
 def top_k(
-    values: Float[Array, "batch size"], k: int, *, whole: bool = False
+    values: Float[Array, "batch size"], k: int, *, full_vocabulary: bool = False
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """`lax.top_k`: the k largest of each row, descending, and where they stand; of equal ones the first.
+    """`lax.top_k` of each row, descending; of equal values the one with the smaller index comes first.
 
-    On a mesh XLA would gather all rows on every device: so each device finds those of its own rows and, of values
-    of the `whole` vocabulary, of its own part of them, from which the k largest are merged.
+    On a mesh XLA would gather all rows on every device. Instead each device takes the k largest of its own part,
+    and the parts are merged: 2k numbers a device travel instead of a row.
+
+    Args:
+        values: one row for each batch row.
+        k: how many.
+        full_vocabulary: whether the columns are the vocabulary, which a mesh divides over its axis "model".
+
+    Returns:
+        The values and their indices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        # Behind a barrier, since XLA turns a top-k whose columns are sliced apart into a sort of the whole row, a
-        # hundred times slower.
-        largest, ids = lax.optimization_barrier(lax.top_k(values, k))
-        return largest, ids
+        # The barrier keeps XLA from turning a top-k whose columns are sliced apart into a sort of the row, which
+        # is a hundred times slower.
+        largest, indices = lax.optimization_barrier(lax.top_k(values, k))
+        return largest, indices
     rows = "data" if len(values) % mesh.shape["data"] == 0 else None
-    parts, axis = (mesh.shape["model"], "model") if whole else (1, None)
-    size = -(-values.shape[1] // parts)
-    filling = ((0, 0), (0, size * parts - values.shape[1]))
+    num_parts, axis = (mesh.shape["model"], "model") if full_vocabulary else (1, None)
+    part_size = -(-values.shape[1] // num_parts)
+    padding = ((0, 0), (0, part_size * num_parts - values.shape[1]))
 
-    def of_part(values: Array) -> tuple[Array, Array]:
-        largest, ids = _largest(values, min(k, size))
+    def merge_parts(values: Float[Array, "rows part_size"]) -> tuple[Array, Array]:
+        largest, indices = _top_k_of_part(values, min(k, part_size))
         if axis is None:
-            return largest, ids
-        ids += size * lax.axis_index(axis)
-        largest, ids = (lax.all_gather(x, axis, axis=1, tiled=True) for x in (largest, ids))
-        largest, places = _largest(largest, k)  # parts stand in order, so that ties still fall to the smaller id
-        return largest, jnp.take_along_axis(ids, places, axis=1)
+            return largest, indices
+        indices += part_size * lax.axis_index(axis)
+        largest, indices = (lax.all_gather(x, axis, axis=1, tiled=True) for x in (largest, indices))
+        # Parts stand in order, so that of equal values the smaller index still comes first.
+        largest, order = _top_k_of_part(largest, k)
+        return largest, jnp.take_along_axis(indices, order, axis=1)
 
-    spread = jax.shard_map(
-        of_part, in_specs=PartitionSpec(rows, axis), out_specs=PartitionSpec(rows), check_vma=False
+    on_mesh = jax.shard_map(
+        merge_parts, in_specs=PartitionSpec(rows, axis), out_specs=PartitionSpec(rows), check_vma=False
     )
-    return spread(jnp.pad(values, filling, constant_values=-jnp.inf))
+    return on_mesh(jnp.pad(values, padding, constant_values=-jnp.inf))
 
 
-def _largest(values: Array, k: int) -> tuple[Array, Array]:
-    largest, ids = lax.top_k(values, k)
-    # One barrier each: XLA's decomposition of a partitioned top-k crashes on one for both.
-    return lax.optimization_barrier(largest), lax.optimization_barrier(ids)
+def _top_k_of_part(values: Array, k: int) -> tuple[Array, Array]:
+    largest, indices = lax.top_k(values, k)
+    # One barrier each: XLA's decomposition of a partitioned top-k crashes on one barrier for both.
+    return lax.optimization_barrier(largest), lax.optimization_barrier(indices)

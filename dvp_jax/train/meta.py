@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from tqdm import tqdm
 
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.layers import linear
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, unembedding
@@ -71,14 +71,14 @@ def _step(
     optimizer: optax.GradientTransformation,
     loss: str,
     params: Params,
-    meta: MetaClassifier,
+    meta: ExitClassifier,
     state: optax.OptState,
     batch: Batch,
-) -> tuple[MetaClassifier, optax.OptState, Array]:
+) -> tuple[ExitClassifier, optax.OptState, Array]:
     normed, agrees = agreement(config, params, batch)
     loss_of_token = independent_loss if loss == "independent" else geometric_loss
 
-    def mean_loss(meta: MetaClassifier) -> Array:
+    def mean_loss(meta: ExitClassifier) -> Array:
         losses = loss_of_token(meta.logit(normed), agrees)
         return jnp.sum(losses * batch.target_mask) / jnp.maximum(jnp.sum(batch.target_mask), 1)
 
@@ -88,7 +88,7 @@ def _step(
 
 
 @partial(jax.jit, static_argnums=0)
-def _counts(config: T5Config, params: Params, meta: MetaClassifier, batch: Batch) -> Array:
+def _counts(config: T5Config, params: Params, meta: ExitClassifier, batch: Batch) -> Array:
     """Of each depth below the last: tokens, those that agree, those that the classifier is right about."""
     normed, agrees = agreement(config, params, batch)
     right = (meta.logit(normed) > 0) == agrees
@@ -119,7 +119,7 @@ def train_meta(
         raise ValueError(f"learning_rate is {learning_rate}; allowed: a finite number above 0")
     if model.config.num_decoder_layers == 1:
         raise ValueError("the decoder has 1 layer; allowed: at least 2, since the last depth always agrees")
-    meta = MetaClassifier(jnp.zeros(model.config.d_model), jnp.float32(0.0))
+    meta = ExitClassifier(jnp.zeros(model.config.d_model), jnp.float32(0.0))
     optimizer = optax.adam(learning_rate)
     state = optimizer.init(meta)
     for step in tqdm(range(1, steps + 1), desc="meta classifier", unit="step"):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import dvp_jax
 from dvp_jax.decode import api, token_loop
 from dvp_jax.decode.api import decode, encode, lower_decode
-from dvp_jax.decode.step import full_vocabulary
+from dvp_jax.decode.program import full_heads
 from dvp_jax.decode.text import batch_bucket, source_bucket
-from dvp_jax.exits.policy import Heads, LayerOutput
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.exits.policy import LayerOutput
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from tests.models import both
 
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
@@ -53,14 +53,13 @@ DECAY = dataclasses.replace(
     DVP, prune_rule="decay", prune_size_min=2, confidence="entropy", threshold=0.85, final_vocab="pruned"
 )
 ORACLE = dataclasses.replace(CALM, method="oracle")
-WAIT = dataclasses.replace(CALM, max_waiting=3)
 SHALLOW = dataclasses.replace(CALM, method="shallow_deep", min_exit_layer=2, max_waiting=3)
 
 
 @settings(max_examples=9)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), WAIT, SHALLOW]),
+    cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), SHALLOW]),
     loop=st.sampled_from(["cond", "while"]),
 )
 def test_threshold_one_never_exits(rows, cfg, loop):
@@ -80,7 +79,7 @@ def test_keeping_the_whole_vocabulary_equals_calm(rows, threshold, final_vocab):
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE, WAIT, SHALLOW]),
+    cfg=st.sampled_from([FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE, SHALLOW]),
     left=st.booleans(),
     extra=st.sampled_from([0, 40]),
 )
@@ -93,18 +92,11 @@ def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY, WAIT]),
+    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY]),
 )
 def test_both_layer_loops_give_the_same(rows, cfg):
     loops = [run(rows, dataclasses.replace(cfg, layer_loop=loop)) for loop in ("cond", "while")]
     assert_same(*loops)
-
-
-@settings(max_examples=6)
-@given(rows=prompts, cfg=st.sampled_from([CALM, DVP, STATE]), max_waiting=st.sampled_from([2, 5, 8]))
-def test_keys_and_values_that_wait_change_nothing(rows, cfg, max_waiting):
-    cfg = dataclasses.replace(cfg, max_new_tokens=12)
-    assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
 
 
 @settings(max_examples=6)
@@ -178,7 +170,7 @@ def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop,
     # Dimensions that nothing but weights has.
     _, model = both("t5", vocab_size=1009, d_model=96, d_kv=20, d_ff=264, num_heads=5)
     ids = np.full((rows, 20), 3)
-    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, layer_loop=loop, screen="none")
+    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, layer_loop=loop, unembedding="float")
     lowered, _ = lower_decode(model, encode(model, ids, np.ones_like(ids)), cfg)
     hlo = lowered.compile().as_text()
     matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2 and leaf.size > 1000]
@@ -199,8 +191,8 @@ def test_the_int8_copy_is_never_widened_as_a_whole():
     _, model = both("t5", vocab_size=2500, d_model=96)
     ids = np.full((1, 20), 3)
     encoded = encode(model, ids, np.ones_like(ids))
-    assert model.screen.rows.shape == (3, 2, 512, 96)
-    lowered, _ = lower_decode(model, encoded, dvp_jax.DecodeConfig(max_new_tokens=16, screen="int8"))
+    assert model.int8_unembedding.rows.shape == (3, 2, 512, 96)
+    lowered, _ = lower_decode(model, encoded, dvp_jax.DecodeConfig(max_new_tokens=16, unembedding="int8"))
     computations = re.split(r"\n\n", lowered.compile().as_text())
     copies = [text for text in computations if "s8[3,2,512,96]" in text]
     assert copies, "else the copy is not there at all"
@@ -231,11 +223,11 @@ def asked_for(jaxpr, size):
 def test_a_measure_of_the_state_reads_no_logits_before_some_row_leaves(confidence, reads):
     config = both(*MODEL)[1].config
     policy = dataclasses.replace(CALM, confidence=confidence).policy(4, config.vocab_size)
-    params = {**both(*MODEL)[1].params, "meta": MetaClassifier(np.ones(32, np.float32), np.float32(0.0))}
+    params = {**both(*MODEL)[1].params, "meta": ExitClassifier(np.ones(32, np.float32), np.float32(0.0))}
 
-    def decide(hidden, before):
-        readers = Heads(full_vocabulary(config, params), params["meta"])
-        return policy.decide(LayerOutput(2, hidden, before, np.ones(3, bool)), np.float32(0.5), readers)
+    def decide(hidden, previous):
+        output = LayerOutput(2, hidden, previous, np.ones(3, bool))
+        return policy.decide(output, np.float32(0.5), full_heads(config, params))
 
     jaxpr = jax.make_jaxpr(decide)(np.ones((3, 32), np.float32), np.ones((3, 32), np.float32)).jaxpr
     assert asked_for(jaxpr, config.vocab_size) == reads
@@ -286,7 +278,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
         ),
         ({"thresholds_per_depth": 0.5}, "thresholds_per_depth is 0.5; allowed: None or numbers from 0 to 1"),
         ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
-        ({"screen": "int4"}, "screen is 'int4'; allowed: auto, none, int8"),
+        ({"unembedding": "int4"}, "unembedding is 'int4'; allowed: auto, float, int8"),
         ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
         ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),
         ({"threshold": -0.1}, "threshold is -0.1; allowed: a number from 0 to 1"),

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from tests.models import both
 from tests.reference import reference_decode
 
@@ -29,8 +29,9 @@ def decode_settings(draw):
     fields = {"method": method, "max_new_tokens": 8, "confidence": draw(st.sampled_from(measures))}
     if method == "static":
         fields["static_exit_layer"] = draw(st.integers(1, num_layers))
+    if method == "shallow_deep":
+        fields["max_waiting"] = draw(st.sampled_from([1, 2, 3, 8]))
     if method in ("calm", "dvp", "shallow_deep"):
-        fields["max_waiting"] = draw(st.sampled_from([None, 1, 2, 3, 8]))
         threshold = st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0])
         fields["threshold"] = draw(threshold)
         if draw(st.booleans()):
@@ -64,7 +65,7 @@ def assert_equal_to_reference(out, row, expected):
 def with_classifier(model):
     """The model with a classifier made at random, and that for the reference."""
     weight = np.random.default_rng(0).normal(size=model.config.d_model).astype(np.float32)
-    meta = MetaClassifier(weight, np.float32(0.3))
+    meta = ExitClassifier(weight, np.float32(0.3))
     model = dataclasses.replace(model, params={**model.params, "meta": meta})
     return model, (torch.from_numpy(weight), 0.3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dvp_jax.exits.cost import bytes_per_token
-from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
+from dvp_jax.exits.policy import CALM, DVP, Oracle, ShallowDeep, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.t5.config import T5Config
 
@@ -39,7 +39,7 @@ def test_bytes_are_those_of_the_products_computed(exit_layer, batch):
     last = int(exit_layer == L)
     base = layers(exit_layer, batch)
     alone = layers(exit_layer, batch, propagated=False)  # no layer beyond the static exit ever runs
-    assert bytes_of(Static(exit_layer, "softmax_diff"), exit_layer, batch) == 4 * (alone + D * V)
+    assert bytes_of(Static(L, "softmax_diff", exit_layer), exit_layer, batch) == 4 * (alone + D * V)
     calm = CALM(L, "softmax_diff", 2)
     assert bytes_of(calm, exit_layer, batch) == 4 * (base + (len(asked) + last) * D * V)
     for final_vocab, final in (("full", D * V), ("pruned", batch * D * K)):
@@ -59,7 +59,7 @@ def test_masked_rows_are_read_too(exit_layer):
 
 
 @pytest.mark.parametrize("exit_layer", range(2, L + 1))
-@pytest.mark.parametrize("policy", [HiddenCALM(L, "state", 2), Oracle(L, "entropy", 2, "full")])
+@pytest.mark.parametrize("policy", [CALM(L, "state", 2), Oracle(L, "entropy", 2, "full")])
 def test_where_confidence_needs_no_vocabulary_it_is_read_once(policy, exit_layer):
     assert bytes_of(policy, exit_layer) == 4 * (layers(exit_layer, 1) + D * V)
 
@@ -67,16 +67,13 @@ def test_where_confidence_needs_no_vocabulary_it_is_read_once(policy, exit_layer
 def test_the_int8_copy_is_a_quarter_of_the_vocabulary_and_what_is_rescored():
     dvp = DVP(L, "softmax_diff", 2, 2, Fixed(K), "full")
     whole = bytes_of(dvp, 2) - 4 * layers(2, 1)
-    screened = bytes_of(dvp, 2, screened=True) - 4 * layers(2, 1)
+    from_copy = bytes_of(dvp, 2, int8_unembedding=True) - 4 * layers(2, 1)
     assert whole == 4 * D * V
-    assert screened == D * V + 4 * D * (2 * K + 64)
+    assert from_copy == D * V + 4 * D * (2 * K + 64)
 
 
-def test_tokens_that_wait_share_the_weights_that_they_are_owed():
-    calm = CALM(L, "softmax_diff", 2)
-    owed = (L - 3) * (WEIGHTS["k"] + WEIGHTS["v"])
-    assert bytes_of(calm, 3) - bytes_of(calm, 3, window=8) == 4 * owed * (1 - 1 / 8)
-    together = CALM(L, "softmax_diff", 3, all_or_none=True)
+def test_tokens_that_wait_share_the_weights_of_the_layers_that_they_skipped():
+    together = ShallowDeep(L, "softmax_diff", 3, max_waiting=8)
     skipped = layers(L, 1) - layers(3, 1, propagated=False)  # whole layers wait
-    assert bytes_of(together, 3, window=8) == 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * V)
-    assert bytes_of(together, L, window=8) == 4 * (layers(L, 1) + 2 * D * V)
+    assert bytes_of(together, 3) == 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * V)
+    assert bytes_of(together, L) == 4 * (layers(L, 1) + 2 * D * V)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dvp_jax.exits.confidence import States, best_two, entropy, softmax_diff, softmax_max, state
 from dvp_jax.exits.cost import decoder_layer_flops, paper_confidence_flops, unembedding_flops
-from dvp_jax.exits.policy import CALM, DVP, HiddenCALM, Oracle, Static
+from dvp_jax.exits.policy import CALM, DVP, Full, Oracle, ShallowDeep, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.exits.vocabulary import Vocabulary
@@ -97,7 +97,7 @@ def test_the_best_of_equal_candidates_is_the_first():
 
 def vocabulary(rows):
     rows = jnp.asarray(rows, jnp.float32)
-    return Vocabulary(rows=rows, ids=None, norm=jnp.ones(rows.shape[1]), screen=None, epsilon=0.0, scale=1.0)
+    return Vocabulary(rows=rows, ids=None, norm=jnp.ones(rows.shape[1]), int8=None, epsilon=0.0, scale=1.0)
 
 
 @given(
@@ -210,7 +210,7 @@ def test_the_papers_count_is_its_sum_over_depths(exit_layer):
     exits = np.array([exit_layer])
     assert paper_confidence_flops(exits, CALM(L, "softmax_diff", 2), CONFIG).tolist() == [calm]
     assert paper_confidence_flops(exits, DVP(L, "softmax_diff", 2, 2, Fixed(50), "full"), CONFIG).tolist() == [dvp]
-    assert paper_confidence_flops(exits, Static(L, "softmax_diff"), CONFIG).tolist() == [0]
+    assert paper_confidence_flops(exits, Full(L, "softmax_diff"), CONFIG).tolist() == [0]
 
 
 def test_the_papers_count_falls_about_sevenfold_at_its_own_settings():
@@ -243,8 +243,8 @@ def test_the_real_count_is_that_of_the_products_computed(exit_layer, prune_layer
         policy = DVP(L, "entropy", min_exit_layer, prune_layer, rule, final_vocab)
         assert unembedding_flops(exits, policy, CONFIG).tolist() == [dvp]
     only_the_token = [
-        Static(exit_layer, "softmax_diff"),
-        HiddenCALM(L, "state", min_exit_layer),
+        Static(L, "softmax_diff", exit_layer),
+        CALM(L, "state", min_exit_layer),
         Oracle(L, "softmax_diff", min_exit_layer, "own"),
     ]
     for policy in only_the_token:
@@ -264,7 +264,7 @@ def test_layer_flops_count_every_product_once():
     calm = CALM(L, "softmax_diff", 1)
     assert decoder_layer_flops(np.array([1, 4, 6]), calm, CONFIG, source).tolist() == expected
     layer = 2 * sum(products.values())
-    static = Static(4, "softmax_diff")  # no token ever runs the layers beyond, which so are owed nothing
+    static = Static(L, "softmax_diff", 4)  # no token ever runs the layers beyond, which so are owed nothing
     assert decoder_layer_flops(np.array([4]), static, CONFIG, source).tolist() == [4 * layer]
-    together = CALM(L, "softmax_diff", 2, all_or_none=True)  # the deeper layers run later
+    together = ShallowDeep(L, "softmax_diff", 2)  # the deeper layers run later
     assert decoder_layer_flops(np.array([2, L]), together, CONFIG, source).tolist() == [L * layer] * 2

@@ -1,4 +1,4 @@
-"""Screening through an int8 copy of the unembedding against products in float64."""
+"""Logits through an int8 copy of the unembedding against products in float64."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from dvp_jax.t5.model import T5, unembedding
 from tests.models import both
 
 V, D = 700, 24
-screened_logits = jax.jit(Int8Unembedding.logits, static_argnums=3)
+int8_logits = jax.jit(Int8Unembedding.logits, static_argnums=3)
 
 
 def weight_and_states(seed, kind):
@@ -36,23 +36,23 @@ KINDS = ["normal", "rows of many lengths", "an outlier in each row", "all rows n
 
 
 @given(st.integers(0, 1000), st.sampled_from(KINDS), st.sampled_from([1, 5, 60, 300]))
-def test_the_largest_logits_are_exact_and_truly_the_largest(seed, kind, sure):
+def test_the_largest_logits_are_exact_and_truly_the_largest(seed, kind, num_exact):
     weight, states = weight_and_states(seed, kind)
     expected = states.astype(np.float64) @ weight.astype(np.float64).T
-    logits = np.asarray(screened_logits(quantize_unembedding(weight), states, weight, sure))
+    logits = np.asarray(int8_logits(quantize_unembedding(weight), states, weight, num_exact))
     for row, exact in zip(logits, expected, strict=True):
-        found = np.argsort(-row, kind="stable")[:sure]
+        found = np.argsort(-row, kind="stable")[:num_exact]
         np.testing.assert_allclose(row[found], exact[found], rtol=1e-5, atol=1e-5)
-        assert exact[found].min() >= np.sort(exact)[-sure] - 1e-5
+        assert exact[found].min() >= np.sort(exact)[-num_exact] - 1e-5
 
 
 @given(st.integers(0, 1000), st.sampled_from(KINDS))
 def test_a_row_and_its_copy_differ_by_no_more_than_the_bound(seed, kind):
     weight, states = weight_and_states(seed, kind)
-    screen = quantize_unembedding(weight)
-    copy = np.asarray(screen.rows, np.float64).reshape(-1, D)[:V] * np.asarray(screen.scale, np.float64)[:, None]
+    int8 = quantize_unembedding(weight)
+    copy = np.asarray(int8.rows, np.float64).reshape(-1, D)[:V] * np.asarray(int8.scale, np.float64)[:, None]
     off = np.abs(states.astype(np.float64) @ (weight - copy).T)
-    bound = np.asarray(screen.error) * np.linalg.norm(states, axis=1, keepdims=True)
+    bound = np.asarray(int8.error) * np.linalg.norm(states, axis=1, keepdims=True)
     assert (off <= bound).all()
     assert kind == "all rows nearly equal" or off.max() > 0.01 * bound.min(), "else the bound says nothing"
 
@@ -60,7 +60,7 @@ def test_a_row_and_its_copy_differ_by_no_more_than_the_bound(seed, kind):
 def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
     for kind, proven in (("normal", True), ("all rows nearly equal", False)):
         weight, states = weight_and_states(0, kind)
-        assert (quantize_unembedding(weight).find(states, weight, 1).proven == proven).all()
+        assert (quantize_unembedding(weight).rescore(states, weight, 1).proven == proven).all()
 
 
 @pytest.mark.parametrize("size", [64, 512])
@@ -78,7 +78,7 @@ def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
 
             states.append(nn.apply(read, T5(model.config))({"params": model.params})[:, 0])
     states = np.concatenate(states, axis=1)[:4].reshape(-1, model.config.d_model)  # the early depths
-    found = jax.jit(model.screen.find, static_argnums=2)(states, weight, size)
+    found = jax.jit(model.int8_unembedding.rescore, static_argnums=2)(states, weight, size)
     exact = states @ np.asarray(weight).T
     kept = np.argpartition(-exact, size, axis=1)[:, :size]
     covered = np.mean([np.isin(row, ids) for row, ids in zip(kept, np.asarray(found.ids), strict=True)])
@@ -87,25 +87,25 @@ def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
 
 
 def test_a_row_of_zeros_has_a_copy():
-    screen = quantize_unembedding(jnp.zeros((3, D)))
-    assert np.isfinite(screen.scale).all() and not np.asarray(screen.rows).any()
-    assert not np.asarray(screen.error).any()
+    int8 = quantize_unembedding(jnp.zeros((3, D)))
+    assert np.isfinite(int8.scale).all() and not np.asarray(int8.rows).any()
+    assert not np.asarray(int8.error).any()
 
 
 @pytest.mark.parametrize("method", ["full", "calm", "dvp"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_screened_decoding_gives_the_same_tokens_and_exits(method, dtype):
+def test_decoding_through_the_int8_copy_gives_the_same_tokens_and_exits(method, dtype):
     _, model = both("t5", 0, 4.0, 4.0, vocab_size=1009)
     model = dataclasses.replace(model, params=jax.tree.map(lambda x: x.astype(dtype), model.params))
     cfg = dvp_jax.DecodeConfig(
         method=method, max_new_tokens=8, threshold=0.4, min_exit_layer=1, prune_layer=1, prune_size=16
     )
-    assert num_rescored(16) < 1009, "else nothing is screened"
+    assert num_rescored(16) < 1009, "else the copy is never read"
     ids = np.array([[first, 5, 9] for first in range(2, 10)])
-    plain, screened = (
-        dvp_jax.generate(model, ids, np.ones_like(ids), dataclasses.replace(cfg, screen=screen))
-        for screen in ("none", "int8")
+    plain, through_copy = (
+        dvp_jax.generate(model, ids, np.ones_like(ids), dataclasses.replace(cfg, unembedding=unembedding))
+        for unembedding in ("float", "int8")
     )
-    np.testing.assert_array_equal(screened.tokens, plain.tokens)
-    np.testing.assert_array_equal(screened.exit_layers, plain.exit_layers)
-    np.testing.assert_allclose(screened.confidences, plain.confidences, atol=1e-3)  # the tail is from int8
+    np.testing.assert_array_equal(through_copy.tokens, plain.tokens)
+    np.testing.assert_array_equal(through_copy.exit_layers, plain.exit_layers)
+    np.testing.assert_allclose(through_copy.confidences, plain.confidences, atol=1e-3)  # the tail is from int8

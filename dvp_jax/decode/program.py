@@ -1,0 +1,64 @@
+"""What a decode program is compiled for, and what it reads while it decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from dvp_jax.exits.policy import ExitPolicy, Heads
+from dvp_jax.exits.vocabulary import Vocabulary
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.int8 import Int8Unembedding
+from dvp_jax.t5.layers import KeysValues
+from dvp_jax.t5.model import Params, unembedding
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeProgram:
+    """The static key of a compiled decode program, beside the shapes of its arguments.
+
+    Attributes:
+        config: of the model.
+        policy: after which layer a token exits.
+        max_new_tokens: the most tokens to generate.
+        layer_loop: "cond" or "while", a key of `dvp_jax.decode.layer_loop.LAYER_LOOPS`.
+    """
+
+    config: T5Config
+    policy: ExitPolicy
+    max_new_tokens: int
+    layer_loop: str
+
+
+@struct.dataclass
+class Encoded:
+    """The sources as the decoder reads them, computed once per request."""
+
+    cross: list[KeysValues]  # cross-attention keys and values of each decoder layer
+    mask: Bool[Array, "batch source"]  # False at padding
+    active: Bool[Array, " batch"]  # False in rows that only fill the batch
+
+
+@struct.dataclass
+class DecodeInputs:
+    """What a decode program reads and never changes."""
+
+    params: Params
+    int8: Int8Unembedding | None  # the copy of the unembedding to read instead of it; None to read it
+    encoded: Encoded
+    thresholds: Float[Array, "max_new_tokens num_depths"]  # [t, l - 1]: for the token after t others, at depth l
+
+
+def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = None) -> Heads:
+    """What reads a hidden state over the full vocabulary, through the decoder's final norm."""
+    vocabulary = Vocabulary(
+        rows=unembedding(config, params),
+        ids=None,
+        norm=params["decoder"]["final_norm"]["scale"],
+        int8=int8,
+        epsilon=config.layer_norm_epsilon,
+        scale=config.logit_scale,
+    )
+    return Heads(vocabulary, params.get("meta"))
