@@ -1,18 +1,21 @@
-"""Launchers as several processes of one run, on this machine."""
+"""Starts a Python program as several processes of one run, on this machine."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import pytest
+
+from tests.launching import ROOT, TIMEOUT_S
 
 
-def host_flags(count: int) -> list[list[str]]:
-    """The flags of each process, with a port that is free now."""
+def process_flags(count: int) -> list[list[str]]:
+    """The flags that a launcher takes in each process, with a port that is free now."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -26,29 +29,35 @@ def begin(commands: Sequence[Sequence[object]]) -> list[subprocess.Popen]:
     """Starts Python with the arguments of each process and its flags."""
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, command), *flags],
+            [sys.executable, "-X", "faulthandler", *map(str, command), *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for command, flags in zip(commands, host_flags(len(commands)), strict=True)
+        for command, flags in zip(commands, process_flags(len(commands)), strict=True)
     ]
 
 
-def end(processes: Sequence[subprocess.Popen], timeout_s: float = 300) -> list[subprocess.CompletedProcess]:
-    """Waits for all, which must end in time."""
-    ended = []
+def end(processes: Sequence[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
+    """Waits until all have ended. Fails with the stacks of those that hang."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        runs = list(pool.map(_end, processes))
+    if hung := [run for run in runs if isinstance(run, str)]:
+        pytest.fail("\n".join(hung))
+    return runs
+
+
+def _end(process: subprocess.Popen) -> subprocess.CompletedProcess | str:
     try:
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-            ended.append(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
-    finally:
-        for process in processes:
-            process.kill()
-    return ended
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler then writes the stack of each thread
+        _, stderr = process.communicate()
+        return f"{process.args} ran for {TIMEOUT_S} s:\n{stderr}"
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def last_line(run: subprocess.CompletedProcess) -> str:
-    """The last line of what a process told."""
-    return run.stderr.splitlines()[-1] if run.stderr else ""
+def errors(run: subprocess.CompletedProcess) -> list[str]:
+    """The lines "error: ..." that a process printed."""
+    return [line for line in run.stderr.splitlines() if line.startswith("error: ")]

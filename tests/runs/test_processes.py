@@ -1,9 +1,15 @@
 """Processes of one run: who does what, and what makes them one run."""
 
+import concurrent.futures
+import signal
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
 from dvp_jax.runs.processes import ALONE, Process, current, differences, join
-from tests.processes import begin, end
+from tests.processes import begin, end, errors
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
@@ -14,10 +20,11 @@ def test_each_item_is_in_the_part_of_one_process_and_parts_differ_by_one_at_most
 
 
 def test_processes_that_do_the_same_together_are_one_part_that_the_first_writes():
-    hosts = [Process(index, 3, together=True) for index in range(3)]
-    assert [host.part(range(7)) for host in hosts] == [range(7)] * 3
-    assert [host.writes for host in hosts] == [True, False, False]
-    assert [host.parts for host in hosts] == [1] * 3 and Process(2, 3).writes and Process(2, 3).parts == 3
+    processes = [Process(index, 3, together=True) for index in range(3)]
+    assert [process.part(range(7)) for process in processes] == [range(7)] * 3
+    assert [process.writes for process in processes] == [True, False, False]
+    assert [process.parts for process in processes] == [1] * 3
+    assert Process(2, 3).writes and Process(2, 3).parts == 3
 
 
 _JOIN_AND_LEAVE = """
@@ -30,9 +37,123 @@ processes.leave()
 
 
 def test_processes_that_leave_end_without_a_word():
-    # Their threads that watch the others must be out of JAX's client before Python ends, else it aborts at times.
+    # A thread that is still in JAX's client when Python ends would abort the process at times.
     for run in end(begin([["-c", _JOIN_AND_LEAVE]] * 6)):
         assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+_STOP = """
+import os, pathlib, signal, sys, time
+from dvp_jax.runs import launch, processes
+
+stops, how, others, marker = sys.argv[1:5]
+sys.argv[1:5] = []
+
+def main():
+    process = processes.current()
+    process.agree({})  # connects their devices
+    if process.index == int(stops):
+        pathlib.Path(marker).touch()
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("bad input")
+    if others == "in a barrier":
+        process.wait()
+    elif others == "in a collective":
+        process.agree({})
+    time.sleep(600)
+
+launch.run(main, several=True)
+"""
+STOPS = [
+    (0, "failed", "in a barrier"),
+    (1, "failed", "in a collective"),
+    (1, "failed", "at work"),
+    (0, "killed", "at work"),
+    (1, "killed", "in a barrier"),
+]
+
+
+def stop(number: int, how: str, others: str, marker: Path) -> tuple[list[subprocess.CompletedProcess], float]:
+    """Stops one of two processes; both ended, and the seconds since then."""
+    processes = begin([["-c", _STOP, number, how, others, marker]] * 2)
+    while not marker.exists():
+        assert None in [process.poll() for process in processes], [run.stderr for run in end(processes)]
+        time.sleep(0.01)
+    since = time.monotonic()
+    return end(processes), time.monotonic() - since
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """All of STOPS, at once since they mostly wait."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with concurrent.futures.ThreadPoolExecutor(len(STOPS)) as pool:
+        results = [pool.submit(stop, *case, folder / str(index)) for index, case in enumerate(STOPS)]
+    return dict(zip(STOPS, [result.result() for result in results], strict=True))
+
+
+@pytest.mark.parametrize("case", STOPS, ids=lambda case: "-".join(map(str, case)).replace(" ", "-"))
+def test_the_other_stops_within_a_minute_when_a_process_fails_or_is_killed(stopped, case):
+    runs, seconds = stopped[case]
+    number, how, _ = case
+    assert seconds < 60
+    assert runs[1 - number].returncode != 0, "whoever looks at the other sees that the run has failed"
+    if how == "killed":
+        assert runs[number].returncode == -signal.SIGKILL
+    else:
+        assert runs[number].returncode == 1
+        assert errors(runs[number]) == ["error: bad input"]
+
+
+_FAIL_ALIKE = """
+import time
+from dvp_jax.runs import launch, processes
+
+def main():
+    time.sleep(2 * processes.current().index)
+    raise ValueError("bad input")
+
+launch.run(main, several=True)
+"""
+
+
+def test_processes_that_fail_for_the_same_reason_each_say_so_and_nothing_else():
+    for run in end(begin([["-c", _FAIL_ALIKE]] * 2)):
+        assert (run.returncode, run.stdout, run.stderr) == (1, "", "error: bad input\n")
+
+
+_AGREE = """
+from dvp_jax.runs import launch, processes
+
+def main():
+    process = processes.current()
+    process.agree({"config": {"text": "B\u00e4r \u2028", "none": None}})
+    process.agree({"config": {"limit": 3 if process.index < 2 else "a longer \u00e4"}, "same": [1]})
+
+launch.run(main, several=True)
+"""
+
+
+def test_each_of_three_processes_says_which_differs_with_both_values():
+    for run in end(begin([["-c", _AGREE]] * 3)):
+        assert (run.returncode, run.stdout) == (1, "")
+        said = [line for line in run.stderr.splitlines() if not line.startswith("[Gloo]")]
+        assert said == ["error: process 2 differs from process 0: config.limit is 'a longer \u00e4', not 3"]
+
+
+_UNEQUAL_DEVICES = """
+import os, sys
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if sys.argv[-1] == '--process_id=1' else 1}"
+from dvp_jax.runs import launch, processes
+launch.run(lambda: processes.current().agree({}), several=True)
+"""
+
+
+def test_processes_with_unequal_numbers_of_devices_are_refused():
+    for run in end(begin([["-c", _UNEQUAL_DEVICES]] * 2)):
+        message = "error: process 1 has 2 devices; allowed: as many as process 0, 1\n"
+        assert (run.returncode, run.stdout, run.stderr) == (1, "", message)
 
 
 def test_a_process_that_was_not_asked_to_join_is_alone_and_waits_for_nobody():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import faulthandler
 import os
 import resource
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from dvp_jax.t5.hugging_face import parameter_shapes
 from dvp_jax.train import trainer
 from dvp_jax.train.batches import Batch, Batches
 from dvp_jax.train.trainer import StepMetrics, TrainConfig
+from tests.launching import TIMEOUT_S, fork
 
 CONFIG = T5Config(
     vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=1, num_decoder_layers=2, dropout_rate=0.1
@@ -141,22 +143,29 @@ class Watched:
         return self._batches.once()
 
 
-# Processes of their own. They are forked from a server that has imported all this, but not yet started JAX.
+# Functions that tests call in a process of its own
 
 
 def start(function: Callable[..., None], log: Path, *arguments: object) -> BaseProcess:
-    """Calls a function of this module in a process of its own, whose output goes to a file."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_redirected, args=(log, function, *arguments))
-    process.start()
-    return process
+    """Calls a function of this module in a forked process, whose output goes to a file."""
+    return fork(_redirected, log, function, *arguments)
+
+
+def finish(process: BaseProcess, log: Path) -> int | None:
+    """Waits until a process has ended; its exit status. Fails with the stacks of one that hangs."""
+    process.join(TIMEOUT_S)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGABRT)  # faulthandler then writes the stack of each thread
+        process.join()
+        pytest.fail(f"{process} ran for {TIMEOUT_S} s:\n{log.read_text()}")
+    return process.exitcode
 
 
 def _redirected(log: Path, function: Callable[..., None], *arguments: object) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
+    faulthandler.enable()
     function(*arguments)
 
 

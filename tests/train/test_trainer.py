@@ -32,6 +32,7 @@ from tests.train.helpers import (
     assert_same,
     counting_step,
     files_under,
+    finish,
     flat,
     make_batches,
     quick_compiler,  # noqa: F401
@@ -576,8 +577,7 @@ def test_a_full_disk_is_told_with_the_step_and_leaves_the_checkpoints_before(tmp
     cfg = quick_config(keep=5)
     after = whole[-1] if whole else None
     process = start(train_until_the_disk_is_full, tmp_path / "log", tmp_path, cfg, fails, after)
-    process.join(120)
-    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert finish(process, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     error = (tmp_path / "error").read_text()
     assert error.startswith(f"{tmp_path}/checkpoints: the checkpoint of step {fails} could not be written (")
     assert "File too large" in error
@@ -643,14 +643,13 @@ def resume_after_kills(folder, kills: int, seed: int) -> int:
         send.close()
         return process, receive
 
-    def finish(name: str) -> dict[str, np.ndarray]:
+    def params_of(name: str) -> dict[str, np.ndarray]:
         process, receive = begin(name)
-        process.join(300)
-        assert process.exitcode == 0, log.read_text()
+        assert finish(process, log) == 0, log.read_text()
         receive.close()
         return dict(np.load(folder / name / "params.npz"))
 
-    expected = finish("whole")
+    expected = params_of("whole")
     random = np.random.default_rng(seed)
     hits = 0
     for kill in range(kills):
@@ -660,11 +659,10 @@ def resume_after_kills(folder, kills: int, seed: int) -> int:
             pass
         time.sleep(random.uniform(0.0, 0.15))
         process.kill()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, (kill, log.read_text())
+        assert finish(process, log) == -signal.SIGKILL, (kill, log.read_text())
         steps.close()
         hits += any(not path.name.isdigit() for path in (folder / "killed" / "checkpoints").iterdir())
-    assert_same(finish("killed"), expected)
+    assert_same(params_of("killed"), expected)
     assert (folder / "killed" / "metrics.jsonl").read_bytes() == (folder / "whole" / "metrics.jsonl").read_bytes()
     return hits
 
