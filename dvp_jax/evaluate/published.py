@@ -84,11 +84,11 @@ class Published:
         return f"{self.value:g} ({'; '.join(notes)})"
 
 
-def _size(cfg: DecodeConfig) -> int | str:
-    """What `Published.prune_size` says of such a config."""
+def _size(cfg: DecodeConfig) -> int | str | None:
+    """`Published.prune_size` of a config; None if no published figure is of its pruning rule."""
     if cfg.prune_rule == "fixed":
         return cfg.prune_size
-    return "decaying" if cfg.prune_rule == "decay" else cfg.prune_rule
+    return "decaying" if cfg.prune_rule == "decay" else None
 
 
 def published_beside(checkpoint: str, task: str, cfg: DecodeConfig) -> list[Published]:
@@ -117,7 +117,7 @@ def comparison_table(results: Mapping[str, tuple[Mapping[str, Any], Sequence[Map
             figures = published_beside(config["model"], task, cfg)
             pruned, exits = cfg.method == "dvp", cfg.method != "full"
             settings = [str(cfg.min_exit_layer) if exits else "", str(cfg.prune_size) if pruned else ""]
-            cells = [name, cfg.method, *settings, "; ".join(map(Published.describe, figures)) or "not known"]
+            cells = [name, cfg.name, *settings, "; ".join(map(Published.describe, figures)) or "not known"]
             if isinstance(result_rows, str):
                 cells += ["not run", "not run", "not run"]
             else:

@@ -1,1 +1,1 @@
-"""The model, stateless: config, layers, encoder and decoder, conversion of checkpoints."""
+"""The T5 model as pure functions of its parameters: config, layers, checkpoints, sharding."""

@@ -1,4 +1,4 @@
-"""The shape of a T5: what Hugging Face's config.json says, as one frozen dataclass."""
+"""The shape of a T5: the fields of Hugging Face's config.json as one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Shape of a T5 1.0, T5 1.1 / Flan-T5, mT5 or UMT5. Hashable, so a static argument of `jax.jit`.
+    """Shape of a T5 1.0, T5 1.1 / Flan-T5, mT5 or UMT5. Hashable, so that it can be a static argument of `jit`.
 
-    Field names are those of Hugging Face's config.json. Encoder and decoder depth may differ, and
-    `num_heads * d_kv` need not equal `d_model`. `vocab_padding` is ours and in no file: rows of zeros that follow
-    the vocabulary's in embedding and unembedding, so that devices hold equal parts.
+    Fields are named as in Hugging Face's config.json. Encoder and decoder depth may differ, and `num_heads * d_kv`
+    need not equal `d_model`. `vocab_padding` is the only field that is in no file: the number of zero rows at the
+    end of embedding and unembedding that let all devices of a mesh hold equally many rows.
 
     Raises:
-        ValueError: a field has a value that no such model can have.
+        ValueError: a field has an impossible value.
     """
 
     model_type: str = "t5"
@@ -79,20 +79,20 @@ class T5Config:
 
     @property
     def relative_bias_per_layer(self) -> bool:
-        """Whether every layer has its own relative position bias (UMT5), not the first alone."""
+        """Whether every layer has its own relative position bias (UMT5), instead of the first layer only."""
         return self.model_type == "umt5"
 
     @property
     def logit_scale(self) -> float:
-        """The factor s between the normed hidden state and the unembedding."""
+        """The factor s that multiplies the normed hidden state before the unembedding."""
         return self.d_model**-0.5 if self.scale_decoder_outputs else 1.0
 
     @classmethod
     def from_hugging_face(cls, fields: dict[str, Any]) -> T5Config:
-        """Reads the fields of a Hugging Face config.json.
+        """Makes a config from the fields of a Hugging Face config.json.
 
         Args:
-            fields: the parsed file.
+            fields: the parsed file. Fields that are not ours are ignored.
 
         Raises:
             ValueError: another model type, a missing field, or an impossible value.
@@ -108,8 +108,8 @@ class T5Config:
         values = {name: value for name, value in fields.items() if name in known and value is not None}
         values.setdefault("num_decoder_layers", values["num_layers"])
         values.setdefault("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
-        values.setdefault("scale_decoder_outputs", _scales(model_type, fields))
-        values["tie_word_embeddings"] = True  # until the tensors say otherwise: see `convert`
+        values.setdefault("scale_decoder_outputs", _scales_outputs(model_type, fields))
+        values["tie_word_embeddings"] = True  # `read_checkpoint` decides by the tensors
         eos = values.get("eos_token_id")
         if isinstance(eos, list):
             if len(eos) != 1:
@@ -123,7 +123,7 @@ class T5Config:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not JSON, or not of a T5.
+            ValueError: the file is not JSON, or not the config of a T5.
         """
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -147,11 +147,11 @@ class T5Config:
         return fields
 
 
-def _scales(model_type: str, fields: dict[str, Any]) -> bool:
-    """Whether a checkpoint without `scale_decoder_outputs` scales its decoder's output.
+def _scales_outputs(model_type: str, fields: dict[str, Any]) -> bool:
+    """Whether a model scales its decoder's output, if its config.json has no `scale_decoder_outputs`.
 
-    T5 1.0 and tied UMT5 do. T5 1.1 says so by `"tie_word_embeddings": false`. mT5 never does, and its
-    config.json cannot be asked: `transformers` 5 writes `true` into all of them.
+    T5 1.0 and tied UMT5 do. T5 1.1 does not; its config.json says `"tie_word_embeddings": false`. mT5 never does,
+    but `transformers` 5 writes `"tie_word_embeddings": true` into its config.json, so that field cannot decide.
     """
     return model_type != "mt5" and fields.get("tie_word_embeddings") is not False
 
@@ -163,4 +163,4 @@ SHAPES = {
     "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
     "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
 }
-"""Those of published checkpoints."""
+"""Shapes of the published T5 1.0 checkpoints."""

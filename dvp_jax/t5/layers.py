@@ -1,7 +1,7 @@
 """The parts of a T5 layer: norm, attention with segments, feed-forward, encoder and decoder layer.
 
-Weights are stored (out, in), as in PyTorch: at batch 1 a matrix-vector product reads such rows faster on
-CPU, and conversion never transposes. Activations are float32; a product is taken in the dtype of its
+Weights are stored (outputs, inputs), as in PyTorch. On CPU a matrix-vector product reads such rows faster, and
+checkpoints are read without transposing. Activations are float32. A product is computed in the dtype of its
 weights and accumulated in float32.
 """
 
@@ -21,13 +21,13 @@ from jaxtyping import Array, Bool, Float, Int
 from dvp_jax.t5.config import T5Config
 
 MASKED = -1e9
-"""Added to the score of a position that may not be attended to."""
+"""Added to the attention score of a position that must not be attended to."""
 
 
 class Segment(NamedTuple):
-    """Keys and values to attend to, with what is added to their scores.
+    """Keys and values to attend to, and the bias that is added to their scores.
 
-    One query may see several segments, for instance the cache and the token being decoded.
+    A query may attend to several segments at once, for example the cache and the token that is being decoded.
     """
 
     keys: Float[Array, "batch num_heads length d_kv"]
@@ -39,13 +39,21 @@ KeysValues = tuple[Float[Array, "batch num_heads length d_kv"], Float[Array, "ba
 
 
 def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "... outputs"]:
-    """`x @ weight.T`, in the weight's dtype, accumulated in float32."""
-    # As an einsum, since XLA may transpose the weight in memory for `x @ weight.T`.
+    """Computes `x @ weight.T` in the weight's dtype, accumulated in float32.
+
+    Args:
+        x: any dtype; it is rounded to the weight's.
+        weight: a stored weight.
+
+    Returns:
+        float32.
+    """
+    # An einsum, because XLA may transpose the weight in memory for `x @ weight.T`.
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
     if 1 < len(rows) <= _FEW_ROWS and jax.default_backend() == "cpu":
-        # XLA packs the right operand of a product anew each time, and a large one slowly: so the weight is the
-        # left one, and barriers keep XLA from exchanging the two (docs/performance.md).
+        # On CPU, XLA packs the right operand of a product at each call, which is slow for a large one. So the
+        # weight is the left operand here, and barriers keep XLA from swapping the two (docs/performance.md).
         keep = jax.lax.optimization_barrier
         out = keep(product("oi,ib->ob", weight, keep(rows.T))).T
     else:
@@ -54,26 +62,36 @@ def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]
 
 
 _FEW_ROWS = 64
-"""Up to so many the packing of a weight takes longer on CPU than its product."""
+"""Up to this many rows of `x`, packing a weight on CPU takes longer than the product itself."""
 
 
 def rms_norm(
     x: Float[Array, "... d_model"], scale: Float[Array, " d_model"], epsilon: float
 ) -> Float[Array, "... d_model"]:
-    """T5's layer norm: no mean, no bias, in float32."""
+    """T5's layer norm: x / sqrt(mean(x^2) + epsilon) * scale, without mean or bias, in float32.
+
+    Source: T5 (arXiv 1910.10683), section 2.1; Zhang and Sennrich (arXiv 1910.07467).
+    """
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
 
 
 def distance_buckets(max_length: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
-    """Bucket of each distance 0..max_length-1 between a query and an earlier (or equal) key.
+    """Relative position bucket of each distance 0..max_length-1 from a query back to a key.
 
-    Made on the host: float32 logarithms of two libraries may fall on two sides of a bucket's edge, and
-    positions are small integers anyway. Keys after the query, which only the encoder sees, use the upper
-    half of the buckets (T5, section 2.1).
+    Computed in NumPy on the host, because the float32 logarithms of two libraries can fall on two sides of a
+    bucket's edge. In the encoder, keys after the query use the upper half of the buckets, at the same distances.
+
+    Args:
+        max_length: how many distances.
+        config: number of buckets, and the distance from which all keys share the last one.
+        bidirectional: True in the encoder, False in the decoder.
 
     Returns:
         int32 of shape (max_length,).
+
+    Source: T5 (arXiv 1910.10683), section 2.1; `T5Attention._relative_position_bucket` in Hugging Face's
+    modeling_t5.py.
     """
     num_buckets = config.relative_attention_num_buckets // (2 if bidirectional else 1)
     max_exact = num_buckets // 2
@@ -97,30 +115,35 @@ def relative_bias(
     """T5's relative position bias.
 
     Args:
-        table: the bias of each bucket and head.
+        table: the trained bias of each bucket and head.
         query_positions: positions of the queries, below max_length.
         key_positions: positions of the keys, below max_length.
-        max_length: static bound of all positions.
-        config: buckets and their reach.
+        max_length: static upper bound of all positions.
+        config: number of buckets and the distance they cover.
         bidirectional: True in the encoder; False in the decoder, where later keys are masked anyway.
+
+    Returns:
+        float32, to be added to the attention scores of every batch row.
+
+    Source: T5 (arXiv 1910.10683), section 2.1.
     """
     buckets = jnp.asarray(distance_buckets(max_length, config, bidirectional=bidirectional))
-    distance = query_positions[:, None] - key_positions[None, :]
-    bucket = buckets[jnp.abs(distance)]
+    distance = query_positions[:, None] - key_positions[None, :]  # (queries, keys)
+    bucket = buckets[jnp.abs(distance)]  # (queries, keys)
     if bidirectional:
         bucket = bucket + jnp.where(distance < 0, config.relative_attention_num_buckets // 2, 0)
     return table.astype(jnp.float32)[bucket].transpose(2, 0, 1)[None]
 
 
 def padding_bias(mask: Bool[Array, "batch length"]) -> Float[Array, "batch 1 1 length"]:
-    """What hides the padding of a batch from attention."""
+    """The bias that hides padding from attention: 0 where `mask` is True, `MASKED` elsewhere."""
     return jnp.where(mask, 0.0, MASKED)[:, None, None, :]
 
 
 class Dropout(nn.Module):
-    """T5's dropout, active where the caller gives a "dropout" key; decoding gives none.
+    """T5's dropout. It is active only if `apply` is given a "dropout" key, as in training.
 
-    One mask for all positions of a sequence, as in T5's own code.
+    All positions of a sequence share one mask, as in T5's own code.
     """
 
     config: T5Config
@@ -132,7 +155,7 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """T5 attention: no biases, and no division by sqrt(d_kv)."""
+    """T5's multi-head attention: without biases, and without division by sqrt(d_kv)."""
 
     config: T5Config
     has_relative_bias: bool = False
@@ -140,7 +163,7 @@ class Attention(nn.Module):
     def setup(self) -> None:
         c, inner = self.config, self.config.num_heads * self.config.d_kv
         normal, factor = nn.initializers.normal, self.config.initializer_factor
-        # T5's own initialisation: the query carries the missing 1 / sqrt(d_kv).
+        # T5's own initialisation. The query's has the factor 1 / sqrt(d_kv) that the scores lack.
         self.query = self.param("query", normal(factor * (c.d_model * c.d_kv) ** -0.5), (inner, c.d_model))
         self.key = self.param("key", normal(factor * c.d_model**-0.5), (inner, c.d_model))
         self.value = self.param("value", normal(factor * c.d_model**-0.5), (inner, c.d_model))
@@ -154,7 +177,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv).transpose(0, 2, 1, 3)
 
     def keys_values(self, x: Float[Array, "batch length d_model"]) -> KeysValues:
-        """Keys and values of the (normed) states `x`, in the dtype of the weights."""
+        """Keys and values of the normed states `x`, in the dtype of the weights."""
         dtype = self.key.dtype
         return (
             self._heads(linear(x, self.key)).astype(dtype),
@@ -164,22 +187,33 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch queries d_model"], *segments: Segment
     ) -> Float[Array, "batch queries d_model"]:
-        """Attends from the (normed) states `x` to all segments together."""
-        query = self._heads(linear(x, self.query)).astype(self.query.dtype)
+        """Attends from the normed states to the keys of all segments, under one softmax.
+
+        Args:
+            x: normed hidden states.
+            segments: keys, values and biases. Their lengths may differ.
+
+        Returns:
+            float32, to be added to the residual stream.
+        """
+        query = self._heads(linear(x, self.query)).astype(self.query.dtype)  # (batch, num_heads, queries, d_kv)
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        scores = [product("bhqd,bhkd->bhqk", query, s.keys) + s.bias for s in segments]
+        # One array (batch, num_heads, queries, length) for each segment.
+        scores = [product("bhqd,bhkd->bhqk", query, segment.keys) + segment.bias for segment in segments]
+        # (batch, num_heads, queries, sum of lengths)
         weights = self.dropout(jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1))
-        ends = np.cumsum([s.keys.shape[2] for s in segments])[:-1].tolist()
-        parts = [
-            product("bhqk,bhkd->bhqd", w.astype(s.values.dtype), s.values)
-            for w, s in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
+        ends = np.cumsum([segment.keys.shape[2] for segment in segments])[:-1].tolist()
+        # One array (batch, num_heads, queries, d_kv) for each segment.
+        contexts = [
+            product("bhqk,bhkd->bhqd", segment_weights.astype(segment.values.dtype), segment.values)
+            for segment_weights, segment in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
         ]
-        context = reduce(jnp.add, parts).transpose(0, 2, 1, 3)
+        context = reduce(jnp.add, contexts).transpose(0, 2, 1, 3)  # (batch, queries, num_heads, d_kv)
         return linear(context.reshape(*x.shape[:2], -1), self.output)
 
 
 class FeedForward(nn.Module):
-    """T5 1.0's two products, or the gated form of T5 1.1."""
+    """T5's feed-forward block: wo @ act(wi @ x), or wo @ (act(wi @ x) * (wi_linear @ x)) if gated (T5 1.1)."""
 
     config: T5Config
 
@@ -195,7 +229,7 @@ class FeedForward(nn.Module):
         }
         wi = self.param("wi", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
         wo = self.param("wo", normal(factor * c.d_ff**-0.5), (c.d_model, c.d_ff))
-        hidden = activations[c.activation](linear(x, wi))
+        hidden = activations[c.activation](linear(x, wi))  # (batch, length, d_ff)
         if c.gated:
             wi_linear = self.param("wi_linear", normal(factor * c.d_model**-0.5), (c.d_ff, c.d_model))
             hidden = hidden * linear(x, wi_linear)
@@ -203,7 +237,7 @@ class FeedForward(nn.Module):
 
 
 class Norm(nn.Module):
-    """`rms_norm` with its scale."""
+    """`rms_norm` with a trained scale."""
 
     config: T5Config
 
@@ -214,7 +248,7 @@ class Norm(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each behind a norm and added to the residual stream."""
+    """Self-attention and feed-forward. Each reads a norm of the residual stream and is added to the stream."""
 
     config: T5Config
     has_relative_bias: bool
@@ -231,18 +265,26 @@ class EncoderLayer(nn.Module):
         hidden: Float[Array, "batch length d_model"],
         bias: Float[Array, "batch num_heads length length"],
     ) -> Float[Array, "batch length d_model"]:
-        """Runs the layer on whole sequences."""
+        """Runs the layer on whole sequences.
+
+        Args:
+            hidden: the residual stream before the layer.
+            bias: relative position bias plus padding bias.
+
+        Returns:
+            The residual stream after the layer.
+        """
         x = self.self_attention_norm(hidden)
-        itself = Segment(*self.self_attention.keys_values(x), bias)
-        hidden = hidden + self.dropout(self.self_attention(x, itself))
+        segment = Segment(*self.self_attention.keys_values(x), bias)
+        hidden = hidden + self.dropout(self.self_attention(x, segment))
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward.
 
-    The keys and values come from separate calls, since a token that has exited still owes them to the
-    deeper layers (state propagation) and runs nothing else there.
+    Keys and values have calls of their own. A token that has exited still needs them in the deeper layers, where
+    it runs nothing else (state propagation).
     """
 
     config: T5Config
@@ -262,7 +304,7 @@ class DecoderLayer(nn.Module):
         return self.self_attention.keys_values(self.self_attention_norm(hidden))
 
     def cross_keys_values(self, encoded: Float[Array, "batch source d_model"]) -> KeysValues:
-        """Cross-attention keys and values: once per request."""
+        """Cross-attention keys and values of the encoder's output, computed once per request."""
         return self.cross_attention.keys_values(encoded)
 
     def __call__(
@@ -271,7 +313,16 @@ class DecoderLayer(nn.Module):
         self_segments: tuple[Segment, ...],
         cross_segment: Segment,
     ) -> Float[Array, "batch length d_model"]:
-        """Runs the layer on the states that enter it."""
+        """Runs the layer.
+
+        Args:
+            hidden: the residual stream before the layer.
+            self_segments: what self-attention reads: cached tokens, and the tokens of `hidden` themselves.
+            cross_segment: what cross-attention reads: the encoder's output.
+
+        Returns:
+            The residual stream after the layer.
+        """
         x = self.self_attention_norm(hidden)
         hidden = hidden + self.dropout(self.self_attention(x, *self_segments))
         x = self.cross_attention_norm(hidden)

@@ -1,13 +1,16 @@
-"""T5 as a pure function of its parameters: encoder, teacher-forced decoder, and the pieces decoding uses.
+"""T5 as a pure function of its parameters: encoder, teacher-forced decoder, and the parts that decoding uses.
 
-The parameters are a plain nested dict of arrays:
+The parameters are a nested dict of arrays:
 
     shared                                      (V, d_model)     token embedding
-    lm_head                                     (V, d_model)     unembedding, where untied
+    lm_head                                     (V, d_model)     unembedding, only if it is not tied to shared
     encoder / layers_0 .. / self_attention ..., feed_forward ..., *_norm
-    encoder / final_norm / scale
-    decoder / ...                               the same, with cross_attention
-    meta                                        CALM's `MetaClassifier`, where one was trained
+    encoder / final_norm / scale                (d_model,)
+    decoder / ...                               the same, with cross_attention ...
+    meta                                        CALM's `ExitClassifier`, only if one was trained
+
+V includes `vocab_padding` rows of zeros, which only a mesh needs. The int8 copy of the unembedding is not among
+the parameters: `Model.int8_unembedding` makes it.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from dvp_jax.t5.layers import (
 )
 
 Params = dict[str, Any]
-"""Nested dict of arrays, as laid out above."""
+"""A nested dict of arrays, laid out as this module's docstring says."""
 
 
 class T5(nn.Module):
-    """Encoder-decoder; used for its parameters (`init`) and for teacher-forced passes."""
+    """The encoder-decoder. It makes parameters (`init`) and runs teacher-forced passes."""
 
     config: T5Config
 
@@ -55,11 +58,19 @@ class T5(nn.Module):
     def encode(
         self, input_ids: Int[Array, "batch source"], mask: Bool[Array, "batch source"]
     ) -> Float[Array, "batch source d_model"]:
-        """The encoder's output, normed."""
+        """Runs the encoder.
+
+        Args:
+            input_ids: source tokens.
+            mask: False at padding.
+
+        Returns:
+            The encoder's normed output, float32.
+        """
         return self.encoder(embed(self.shared, input_ids), mask)
 
     def cross_keys_values(self, encoded: Float[Array, "batch source d_model"]) -> list[KeysValues]:
-        """Cross-attention keys and values of every decoder layer."""
+        """Cross-attention keys and values of every decoder layer, from the encoder's output."""
         return [layer.cross_keys_values(encoded) for layer in self.decoder.layers]
 
     def depths(
@@ -68,14 +79,23 @@ class T5(nn.Module):
         mask: Bool[Array, "batch source"],
         decoder_input_ids: Int[Array, "batch target"],
     ) -> list[Float[Array, "batch target d_model"]]:
-        """Teacher-forced h_l of the depths l = 1..L: the residual stream after l decoder layers."""
+        """Runs encoder and decoder with teacher forcing.
+
+        Args:
+            input_ids: source tokens.
+            mask: False at padding of the source.
+            decoder_input_ids: target tokens, shifted right: the first is the decoder's start token.
+
+        Returns:
+            h_l for l = 1..L: the residual stream after l decoder layers, float32.
+        """
         cross = self.cross_keys_values(self.encode(input_ids, mask))
         return self.decoder(embed(self.shared, decoder_input_ids), cross, mask)
 
     def readout(
         self, hidden: Float[Array, "*depths batch target d_model"]
     ) -> Float[Array, "*depths batch target d_model"]:
-        """s * norm(h_l), of which the unembedding makes the logits of depth l."""
+        """s * norm(h_l). Multiplied with the unembedding it gives the logits of depth l."""
         return self.decoder.readout(hidden) * self.config.logit_scale
 
     def __call__(
@@ -84,10 +104,10 @@ class T5(nn.Module):
         mask: Bool[Array, "batch source"],
         decoder_input_ids: Int[Array, "batch target"],
     ) -> Float[Array, "batch target vocab"]:
-        """Teacher-forced logits of the last depth, float32."""
+        """Teacher-forced logits of the last depth, float32. Arguments as for `depths`."""
         last = self.depths(input_ids, mask, decoder_input_ids)[-1]
-        rows = self.shared if self.config.tie_word_embeddings else self.lm_head
-        return linear(self.readout(last), rows[: self.config.vocab_size])
+        weight = self.shared if self.config.tie_word_embeddings else self.lm_head
+        return linear(self.readout(last), weight[: self.config.vocab_size])
 
 
 class _Encoder(nn.Module):
@@ -102,6 +122,7 @@ class _Encoder(nn.Module):
     def __call__(
         self, hidden: Float[Array, "batch source d_model"], mask: Bool[Array, "batch source"]
     ) -> Float[Array, "batch source d_model"]:
+        """The normed output, from embedded tokens; `mask` is False at padding."""
         hidden = self.dropout(hidden)
         positions = jnp.arange(hidden.shape[1])
         for index, layer in enumerate(self.layers):
@@ -129,7 +150,13 @@ class _Decoder(nn.Module):
         cross: list[KeysValues],
         mask: Bool[Array, "batch source"],
     ) -> list[Float[Array, "batch target d_model"]]:
-        """The residual stream after each layer."""
+        """The residual stream after each layer.
+
+        Args:
+            hidden: embedded target tokens.
+            cross: keys and values of the encoder's output, one pair for each layer.
+            mask: False at padding of the source.
+        """
         hidden, depths = self.dropout(hidden), []
         positions = jnp.arange(hidden.shape[1])
         causal = jnp.where(positions[:, None] >= positions[None, :], 0.0, MASKED)
@@ -139,25 +166,25 @@ class _Decoder(nn.Module):
                 bias = causal + relative_bias(
                     table, positions, positions, len(positions), self.config, bidirectional=False
                 )
-            itself = Segment(*layer.self_keys_values(hidden), bias)
-            hidden = layer(hidden, (itself,), Segment(*cross_keys_values, padding_bias(mask)))
+            self_segment = Segment(*layer.self_keys_values(hidden), bias)
+            hidden = layer(hidden, (self_segment,), Segment(*cross_keys_values, padding_bias(mask)))
             depths.append(hidden)
         return depths
 
     def readout(
         self, hidden: Float[Array, "*depths batch target d_model"]
     ) -> Float[Array, "*depths batch target d_model"]:
-        """The final norm, at any depth."""
+        """The decoder's final norm, which reads the residual stream of any depth."""
         return self.dropout(self.final_norm(hidden))
 
 
 def has_relative_bias(config: T5Config, index: int) -> bool:
-    """Whether layer `index` (from 0) holds a relative position bias: the first, or each in UMT5."""
+    """Whether layer `index` (from 0) has a relative position bias: only the first, but every layer in UMT5."""
     return index == 0 or config.relative_bias_per_layer
 
 
 def unembedding(config: T5Config, params: Params) -> Float[Array, "vocab d_model"]:
-    """W, without padding: the embedding itself where the two are tied."""
+    """The unembedding W without padding rows. It is the embedding if the two are tied."""
     return params["shared" if config.tie_word_embeddings else "lm_head"][: config.vocab_size]
 
 
@@ -169,12 +196,15 @@ def embed(
 
 
 def init_params(config: T5Config, key: Array, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters by T5's own initialisation.
+    """Random parameters, drawn by T5's own initialisation.
 
     Args:
         config: the shape.
         key: a `jax.random.key`.
-        dtype: of all parameters.
+        dtype: dtype of all parameters.
+
+    Returns:
+        Parameters in the layout of this module's docstring.
     """
     ids = jnp.zeros((1, 1), jnp.int32)
     params = jax.jit(T5(config).init)(key, ids, ids == 0, ids)["params"]

@@ -1,7 +1,8 @@
-"""Where numbers live on a mesh of devices: requests over "data"; heads, feed-forward and vocabulary over "model".
+"""How arrays are divided over a mesh of devices.
 
-The table below is the only place that names a parameter's axes. Nothing else is told: `jax.jit` partitions the
-programs by where their arguments are.
+Batch rows are divided over the axis "data"; heads, feed-forward and vocabulary over the axis "model".
+`PARAMETER_AXES` is the only place that names the axes of a parameter. `jax.jit` partitions the programs by the
+sharding of their arguments.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from dvp_jax.t5.config import T5Config
 
 AXES = ("data", "model")
 
-# As XLA writes them, without a None at the end: else the result of a training step would seem to live elsewhere
-# than what went in, and the next step be compiled anew.
-_ROWS, _COLUMNS, _WHOLE = PartitionSpec("model"), PartitionSpec(None, "model"), PartitionSpec()
+# Without a None at the end, as XLA writes them. With one, the result of a training step would seem to be sharded
+# differently from its argument, and the next step would be compiled again.
+_ROWS, _COLUMNS, _REPLICATED = PartitionSpec("model"), PartitionSpec(None, "model"), PartitionSpec()
 
 PARAMETER_AXES = {
     # Vocabulary: (V, d_model).
@@ -42,9 +43,9 @@ PARAMETER_AXES = {
     "wi": _ROWS,
     "wi_linear": _ROWS,
     "wo": _COLUMNS,
-    # Norms, and the meta classifier.
-    "scale": _WHOLE,
-    "meta": _WHOLE,
+    # Norms, and the exit classifier.
+    "scale": _REPLICATED,
+    "meta": _REPLICATED,
 }
 """Mesh axes of each parameter, by the last key of its path."""
 
@@ -52,17 +53,21 @@ Tree = TypeVar("Tree")
 
 
 def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Mesh | None:
-    """The mesh of a launcher's setting.
+    """Makes the mesh that a launcher's setting asks for.
+
+    If a mesh needs more devices than one process has, all processes form one mesh. It must then use all devices.
 
     Args:
         sizes: of the axes "data" and "model"; None for no mesh.
-        all_processes: over the devices of all of several processes, which must be taken all; without sizes as the
-            axis "data". Else a mesh that this process's own devices can hold is of them, and only a larger one of
-            those of all.
+        all_processes: form one mesh of all processes even if this process has enough devices. If `sizes` is None,
+            the axis "data" gets all devices.
+
+    Returns:
+        The mesh; None on one process without sizes.
 
     Raises:
-        ValueError: not two sizes of at least 1, more devices than there are, or of those of several processes
-            not all.
+        ValueError: not two sizes of at least 1; more devices than there are; a mesh of several processes that does
+            not use all of their devices.
     """
     own, processes = len(jax.local_devices()), jax.process_count()
     if sizes is None and all_processes and processes > 1:
@@ -84,81 +89,91 @@ def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Me
 
 
 def check_mesh(config: T5Config, mesh: Mesh) -> Mesh:
-    """The mesh, left to `jax.jit`'s own partitioning.
+    """Checks that a mesh fits a model.
+
+    Returns:
+        The same mesh with axes that `jax.jit` partitions automatically.
 
     Raises:
-        ValueError: it lacks an axis, or its model axis does not divide what it cuts.
+        ValueError: the mesh lacks an axis, or the size of "model" does not divide heads or feed-forward.
     """
     if not set(AXES) <= set(mesh.axis_names):
         raise ValueError(f"mesh has the axes {', '.join(mesh.axis_names)}; allowed: {' and '.join(AXES)}")
-    cuts = {"num_heads": config.num_heads, "d_ff": config.d_ff}
-    size, most = mesh.shape["model"], math.gcd(*cuts.values())
-    if most % size:
-        wrong = ", ".join(f"{name} {value}" for name, value in cuts.items() if value % size)
-        divisors = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
+    divided = {"num_heads": config.num_heads, "d_ff": config.d_ff}
+    size, largest = mesh.shape["model"], math.gcd(*divided.values())
+    if largest % size:
+        wrong = ", ".join(f"{name} {value}" for name, value in divided.items() if value % size)
+        divisors = ", ".join(str(n) for n in range(1, largest + 1) if largest % n == 0)
         raise ValueError(f"mesh has {size} devices along model, which do not divide {wrong}; allowed: {divisors}")
     return Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
 
 
 def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
-    """Tells the programs traced within which mesh they are for; without one does nothing."""
+    """A context in which traced programs are for this mesh; it does nothing if there is none."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def pad_vocabulary(config: T5Config, mesh: Mesh) -> T5Config:
-    """The config with as many rows of embedding and unembedding as the model axis divides."""
+    """The config with enough rows of padding that the axis "model" divides the vocabulary."""
     return dataclasses.replace(config, vocab_padding=-config.vocab_size % mesh.shape["model"])
 
 
 def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Where each parameter lives, or each part of an optimiser's state: beside its parameter, if a matrix as well.
+    """The sharding of each parameter, or of each part of an optimiser's state.
+
+    A matrix in the optimiser's state is divided as its parameter is. All that is no matrix is on every device.
 
     Args:
         mesh: from `check_mesh`.
-        tree: parameters, or a state that holds trees of them; arrays or their shapes.
+        tree: parameters, or a state that contains trees of them; arrays or their shapes.
     """
 
-    def of(path: KeyPath, leaf: jax.Array) -> NamedSharding:
+    def leaf_sharding(path: KeyPath, leaf: jax.Array) -> NamedSharding:
         names = [key.key for key in path if isinstance(key, DictKey)]
-        return NamedSharding(mesh, PARAMETER_AXES[names[-1]] if names and leaf.ndim == 2 else _WHOLE)
+        return NamedSharding(mesh, PARAMETER_AXES[names[-1]] if names and leaf.ndim == 2 else _REPLICATED)
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def place(mesh: Mesh | None, tree: Tree) -> Tree:
-    """Parameters, or a state that holds trees of them, in their shards; without a mesh as they are."""
+    """Puts parameters, or a state that contains trees of them, on a mesh. Without a mesh they stay as they are."""
     return tree if mesh is None else jax.tree.map(_put, tree, shardings(mesh, tree))
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that each process holds whole, each device's part onto it."""
+    """Puts an array, which each process has in full, on the devices of a sharding."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    full = np.asarray(x)
+    return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
 
 def gathered(x: jax.Array | np.ndarray) -> np.ndarray:
-    """All of an array in this process's memory; where others hold parts of it, all of them must ask."""
+    """The full array in this process's memory. If several processes hold parts of it, all of them must call it."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
 
 def several_processes(mesh: Mesh | None) -> bool:
-    """Whether a mesh is of devices of several processes, which then must all do the same at once."""
+    """Whether a mesh has devices of several processes. These must then all make the same calls."""
     return mesh is not None and mesh.is_multi_process
 
 
 def rows_over(mesh: Mesh | None, rows: int) -> int:
-    """As many rows or more, so that the data axis divides them."""
+    """The number of rows, rounded up so that the axis "data" divides it."""
     data = 1 if mesh is None else mesh.shape["data"]
     return -(-rows // data) * data
 
 
 def place_rows(mesh: Mesh | None, tree: Any) -> Any:
-    """Arrays of a batch on the devices, their rows cut along the data axis, which divides them."""
+    """Puts the arrays of a batch on the devices, their rows divided over the axis "data".
+
+    Args:
+        mesh: None for the default device.
+        tree: arrays whose number of rows the axis "data" divides.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(lambda x: _put(x, rows), tree)
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: _put(x, sharding), tree)

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: formats, round trips, memory, and files that are wrong."""
+"""Reading and writing checkpoints: formats, round trips, memory, damaged files."""
 
 import json
 import os
@@ -287,7 +287,7 @@ print(loaded - before, peak() - before)
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_conversion_needs_at_most_a_third_more_memory_than_the_checkpoint(tmp_path, ending):
-    # 280 MB in tensors of at most 8 MB: large against what the interpreter itself takes meanwhile.
+    # 280 MB in tensors of at most 8 MB: large beside what the interpreter itself allocates meanwhile.
     shape = {"vocab_size": 2000, "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2048}
     peer = random_model("t5", **shape, num_decoder_layers=5)
     tensors = state_dict(peer)
@@ -297,7 +297,7 @@ def test_conversion_needs_at_most_a_third_more_memory_than_the_checkpoint(tmp_pa
         (source / "model.safetensors").unlink()
         torch.save(tensors, source / "pytorch_model.bin")
     command = [sys.executable, "-c", _MEMORY, str(source), str(tmp_path / "out")]
-    # Else the C library's allocator keeps some of what was freed, more or less by chance.
+    # Without this the C library's allocator keeps some of the freed memory, how much varies by chance.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     loading, saving = (int(figure) / size for figure in run.stdout.split())
@@ -337,5 +337,5 @@ def test_a_damaged_orbax_checkpoint_is_refused(folder, tmp_path):
     for name, spoil in (("metadata", "_METADATA"), ("data", "manifest.ocdbt")):
         dvp_jax.save_model(tmp_path / name, model, format="orbax")
         (tmp_path / name / "params" / spoil).unlink()
-        with pytest.raises(ValueError, match="is not a whole Orbax checkpoint"):
+        with pytest.raises(ValueError, match="is not a complete Orbax checkpoint"):
             dvp_jax.load_model(tmp_path / name)

@@ -51,7 +51,7 @@ def test_greedy_tokens_equal_hugging_face(variant):
         use_cache=not deeper,  # transformers 5.23 sizes its cache by the encoder
     )[:, 1:].numpy()
     out = dvp_jax.generate(model, ids, mask, dvp_jax.DecodeConfig(method="full", max_new_tokens=24))
-    assert len(np.unique(expected)) > 5, "the model repeats itself: this would test little"
+    assert len(np.unique(expected)) > 5, "the model repeats itself, which would test little"
     np.testing.assert_array_equal(out.tokens[:, : expected.shape[1]], expected)
     assert (out.tokens[:, expected.shape[1] :] == 0).all()
 
@@ -99,8 +99,7 @@ def test_distance_buckets_equal_hugging_face(bidirectional, buckets, reach):
     distance = torch.arange(3000)
     expected = T5Attention._relative_position_bucket(-distance, bidirectional, buckets, reach)
     config = T5Config(relative_attention_num_buckets=buckets, relative_attention_max_distance=reach)
-    found = distance_buckets(3000, config, bidirectional=bidirectional)
-    np.testing.assert_array_equal(found, expected.numpy())
+    np.testing.assert_array_equal(distance_buckets(3000, config, bidirectional=bidirectional), expected.numpy())
 
 
 @given(st.integers(1, 80), st.integers(1, 70), st.integers(1, 40), st.sampled_from(["float32", "bfloat16"]))
@@ -108,15 +107,15 @@ def test_a_product_of_any_number_of_rows_is_that_of_float64(rows, inputs, output
     rng = np.random.default_rng(rows)
     x, weight = (jnp.asarray(rng.normal(size=(n, inputs)), dtype) for n in (rows, outputs))
     expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
-    found = linear(x.reshape(1, rows, inputs), weight)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+    product = linear(x.reshape(1, rows, inputs), weight)
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(product[0], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [3, 80])  # of each form
+@pytest.mark.parametrize("rows", [3, 80])  # one for each form of the product
 def test_gradients_of_a_product_are_those_of_the_closed_form(rows):
     rng = np.random.default_rng(rows)
     x, weight, out = (rng.normal(size=size).astype(np.float32) for size in ((rows, 5), (7, 5), (rows, 7)))
-    of_x, of_weight = jax.grad(lambda x, weight: jnp.sum(linear(x, weight) * out), argnums=(0, 1))(x, weight)
-    np.testing.assert_allclose(of_x, out @ weight, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(of_weight, out.T @ x, rtol=1e-4, atol=1e-4)
+    grad_x, grad_weight = jax.grad(lambda x, weight: jnp.sum(linear(x, weight) * out), argnums=(0, 1))(x, weight)
+    np.testing.assert_allclose(grad_x, out @ weight, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grad_weight, out.T @ x, rtol=1e-4, atol=1e-4)
