@@ -1,9 +1,9 @@
-"""Checks on your own model that the fast decoders give what the plain one gives, and prints what differs.
+"""Checks on your own model that decodings which must agree do agree, and prints the differences.
 
     python -m experiments.check --model=CHECKPOINT --prompt="translate English to German: Hello."
 
-Exit status 1 if anything differs. A difference whose confidence lies within 1e-5 of the threshold, or whose
-logits do of each other, is a tie that rounding broke in two ways.
+The exit status is 1 if anything differs. A difference is no error if its confidence is within 1e-5 of the threshold,
+or if its two logits are within 1e-5 of each other: there rounding decides.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from dvp_jax.runs import launch
 from dvp_jax.t5.load import load_model
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
-_PROMPTS = flags.DEFINE_multi_string("prompt", None, "A prompt; repeat for more. Default: random ids.")
+_PROMPTS = flags.DEFINE_multi_string("prompt", None, "A prompt. Repeat the flag for several. Default: random ids.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
 _THRESHOLD = flags.DEFINE_float("threshold", 0.5, "What confidence must exceed.")
-_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may leave.")
+_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may exit.")
 _PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
-_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "Tokens that are kept.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "Tokens to generate at most.")
+_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the number of tokens that are kept.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "The most tokens to generate.")
 
 
 def main() -> int:
-    """Runs all checks."""
+    """Runs all checks and prints the outcome of each."""
     cfg = DecodeConfig(
         max_new_tokens=_MAX_NEW_TOKENS.value,
         threshold=_THRESHOLD.value,

@@ -1,4 +1,4 @@
-"""Draws the accuracy per depth of several training runs, each at its last validation, into one SVG.
+"""Draws the accuracy of each depth for several training runs, each at its last validation, into one SVG.
 
 python -m experiments.plot_accuracy --runs=final=runs/final,weighted=runs/weighted --output=accuracy.svg
 """
@@ -16,11 +16,11 @@ from dvp_jax.train.trainer import read_metrics
 _RUNS = flags.DEFINE_list(
     "runs", None, "NAME=WORKDIR of experiments.finetune, separated by commas.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The SVG.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 
 def main() -> None:
-    """Draws the runs and prints their accuracies."""
+    """Draws the plot and prints the accuracies in percent, one line for each run."""
     curves = {}
     for run in _RUNS.value:
         name, _, workdir = run.partition("=")

@@ -1,1 +1,1 @@
-"""What early exit and pruning do to the tokens of real texts: one question a module."""
+"""Questions about what early exit and pruning do to the tokens of real texts, one in each module."""

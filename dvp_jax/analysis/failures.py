@@ -1,7 +1,8 @@
-"""Where pruning fails: tokens whose full-model choice is not among the K that were kept at depth p."""
+"""Which tokens does pruning lose? Those whose full-model choice is not among the K kept at depth p."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,22 +18,146 @@ from dvp_jax.analysis.kinds import (
     position_groups,
     token_kinds,
 )
-from dvp_jax.analysis.tokens import Sources, TokenTable
+from dvp_jax.analysis.run import Answer, TaskTexts
+from dvp_jax.analysis.tokens import FULL_VOCABULARY, Sources, TokenTable
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.text import GeneratedText
 from dvp_jax.metrics.bootstrap import rate_interval
+from dvp_jax.report import plots
+from dvp_jax.report.table import Section, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OUTCOMES = ("another token", "the same token", "already another text")
-"""What the pruned decoder did at such a token: see `outcome`."""
+"""What the pruned decoder did at a lost token; see `outcome`."""
 CONTEXT = 12
-"""Tokens shown before a failure."""
+"""How many tokens before a lost token are shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+    """The question for `run_analysis`: failures.json, and a plot for each task and dvp method.
+
+    Attributes:
+        examples: how many lost tokens to show for each method.
+    """
+
+    examples: int
+
+    name = "failures"
+    title = "What pruning loses"
+    only = "dvp"
+
+    def answer(self, texts: TaskTexts) -> Answer:
+        table = texts.table(texts.full_model(), FULL_VOCABULARY)
+        data, sections = {}, []
+        for name, cfg in texts.methods.items():
+            report = failure_report(table, cfg, texts.decode(cfg), texts.sources)
+            plot = texts.workdir / f"failures_{texts.task.name}_{name}.svg"
+            plots.failure_rates(report, plot)
+            caption = "Share of tokens that pruning loses, with 95 % intervals"
+            content = failure_content(report, self.examples)
+            data[name] = report
+            sections.append(Section(f"{texts.task.name}, {name}", content, [(caption, plot)]))
+        return Answer(data, sections)
+
+
+def failure_report(
+    table: TokenTable, cfg: DecodeConfig, pruned: Sequence[GeneratedText], sources: Sources
+) -> dict[str, Any]:
+    """Reports the tokens that pruning at depth p to K tokens loses.
+
+    Args:
+        table: the tokens of the full model's texts.
+        cfg: settings of the pruned decoder; gives p and K.
+        pruned: the text that this decoder generated for each source.
+        sources: the sources of the texts.
+
+    Returns:
+        "prune_layer", "prune_size" and "threshold" of cfg; "tokens", "texts" and "failures" (how many there are);
+        "rates" (see `failure_rates`); "outcomes" (how often each of `OUTCOMES` happened) and "cases" (each lost
+        token, see `_case`).
+    """
+    ranks = table.ranks[:, cfg.prune_layer - 1]  # (tokens,)
+    failed = ranks >= cfg.prune_size
+    groups = token_groups(table, sources.tokenizer)
+    text_starts = np.flatnonzero(table.position == 0)
+    full = [tokens.tolist() for tokens in np.split(table.token, text_starts[1:])]
+    cases = []
+    for row in np.flatnonzero(failed).tolist():
+        text, position = int(table.text[row]), int(table.position[row])
+        case = _case(sources.tokenizer, full[text], pruned[text], position, groups["kind"][row], int(ranks[row]))
+        cases.append({"id": sources.examples[text].id, **case})
+    outcomes = Counter(case["outcome"] for case in cases)
+    return {
+        "prune_layer": cfg.prune_layer,
+        "prune_size": cfg.prune_size,
+        "threshold": cfg.threshold,
+        "tokens": len(failed),
+        "texts": len(full),
+        "failures": len(cases),
+        "rates": failure_rates(failed, table, groups),
+        "outcomes": {name: outcomes[name] for name in OUTCOMES},
+        "cases": cases,
+    }
+
+
+def _case(
+    tokenizer: PreTrainedTokenizerBase,
+    full: list[int],
+    pruned: GeneratedText,
+    position: int,
+    kind: str,
+    rank: int,
+) -> dict[str, Any]:
+    """A lost token with the text before it, and what the pruned decoder produced instead at which exit layer.
+
+    "rank" is 1 for the likeliest token. "produced" and "exit_layer" are None if the texts had parted before.
+    """
+    result = outcome(full, pruned.tokens, position)
+    parted = result == "already another text"
+    return {
+        "position": position,
+        "before": tokenizer.decode(full[max(position - CONTEXT, 0) : position]),
+        "token": tokenizer.convert_ids_to_tokens(full[position]),
+        "kind": kind,
+        "rank": rank + 1,
+        "outcome": result,
+        "produced": None if parted else tokenizer.convert_ids_to_tokens(pruned.tokens[position]),
+        "exit_layer": None if parted else pruned.exit_layers[position],
+        "full_text": tokenizer.decode(full, skip_special_tokens=True),
+        "pruned_text": pruned.text,
+    }
+
+
+def outcome(full: Sequence[int], pruned: Sequence[int], position: int) -> str:
+    """Says what the pruned decoder did at a token of the full model's text.
+
+    Args:
+        full: token ids of the full model's text.
+        pruned: token ids of the pruned decoder's text for the same source.
+        position: position of the token in `full`.
+
+    Returns:
+        "another token": the texts part at this token. "the same token": the pruned decoder produced it all the
+        same, at the last depth, which reads the full vocabulary. "already another text": the texts parted before,
+        so that their tokens cannot be compared.
+    """
+    common = 0  # length of the common prefix
+    while common < min(len(full), len(pruned)) and full[common] == pruned[common]:
+        common += 1
+    if position < common:
+        return "the same token"
+    return "another token" if position == common else "already another text"
 
 
 def token_groups(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """The group of each token in several respects: kind, letter case, how common, place; "" where it has none."""
+    """Groups tokens by kind, letter case, frequency and position.
+
+    Returns:
+        For each of these, the name of every token's group; "" for tokens without one.
+    """
     pieces = tokenizer.convert_ids_to_tokens(table.token.tolist())
     special = tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
     marked, end = marks_words(tokenizer), str(tokenizer.eos_token)
@@ -50,129 +175,57 @@ def token_groups(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> dict[
 def failure_rates(
     failed: Bool[np.ndarray, " tokens"], table: TokenTable, groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """How often tokens of each group fail, with 95 % intervals from resampling texts.
+    """Computes how often tokens of each group are lost, with 95 % intervals from resampling texts.
 
     Args:
-        failed: of each token.
-        table: of the tokens.
-        groups: of each token, in several respects.
+        failed: whether each token is lost.
+        table: the tokens.
+        groups: from `token_groups`.
 
     Returns:
-        Rows of "by" (the respect), "group", "failures", "tokens", "rate", "low", "high"; all tokens first.
+        Rows of "by" (what the tokens are grouped by), "group", "failures", "tokens", "rate", "low" and "high". The
+        first row is about all tokens.
     """
+    num_texts = int(table.text[-1]) + 1
     rows = []
     for by, names in {"all": ["all"] * len(failed), **groups}.items():
         labels = np.array(names)
         for group in sorted(set(labels.tolist()) - {""}, key=_order):
-            mine = labels == group
-            texts = int(table.text[-1]) + 1
-            hits = np.bincount(table.text[mine & failed], minlength=texts)
-            tokens = np.bincount(table.text[mine], minlength=texts)
-            interval = rate_interval(hits, tokens)._asdict()
+            in_group = labels == group
+            hits = np.bincount(table.text[in_group & failed], minlength=num_texts)  # (texts,)
+            tokens = np.bincount(table.text[in_group], minlength=num_texts)  # (texts,)
             counts = {"failures": int(hits.sum()), "tokens": int(tokens.sum())}
-            rows.append({"by": by, "group": group, **counts, **interval})
+            rows.append({"by": by, "group": group, **counts, **rate_interval(hits, tokens)._asdict()})
     return rows
 
 
 def _order(group: str) -> tuple[int, str]:
-    """Kinds as listed, numbers by size."""
+    """Sorts kinds as `KINDS` does, and numbers by size."""
     if group in KINDS:
         return KINDS.index(group), group
     return (int(group.split()[0]), group) if group[0].isdigit() else (0, group)
 
 
-def outcome(full: Sequence[int], pruned: Sequence[int], position: int) -> str:
-    """What the pruned decoder produced at a token of the full model's text.
+def failure_content(report: Mapping[str, Any], examples: int) -> list[str | Table]:
+    """Shows a `failure_report`: its rates, its outcomes, and the first cases in which the texts part.
 
     Args:
-        full: tokens of the full model's text.
-        pruned: tokens of the pruned decoder's text of the same source.
-        position: of the token in the first.
-
-    Returns:
-        "another token": the texts part here. "the same token": it was produced all the same, at the last depth,
-        which reads the whole vocabulary. "already another text": they parted before, so nothing can be said.
+        report: from `failure_report`.
+        examples: how many cases to show at most.
     """
-    same = 0
-    while same < min(len(full), len(pruned)) and full[same] == pruned[same]:
-        same += 1
-    if position < same:
-        return "the same token"
-    return "another token" if position == same else "already another text"
-
-
-def failure_report(
-    table: TokenTable,
-    cfg: DecodeConfig,
-    pruned: Sequence[GeneratedText],
-    sources: Sources,
-) -> dict[str, Any]:
-    """Rates, outcomes and every case of the tokens that pruning at p to K leaves out.
-
-    Args:
-        table: of the full model's own texts.
-        cfg: of the pruned decoder; gives p and K.
-        pruned: what that decoder wrote of each source.
-        sources: of the texts.
-
-    Returns:
-        "prune_layer", "prune_size", "threshold", "tokens", "texts", "failures", the "rates" of groups, counts of
-        "outcomes" and the "cases": id of the example, position, the text before, the token (and its kind and
-        1-based rank at p), what was produced instead at which exit, and the outcome.
-    """
-    ranks = table.ranks[:, cfg.prune_layer - 1]
-    failed = ranks >= cfg.prune_size
-    tokenizer = sources.tokenizer
-    groups = token_groups(table, tokenizer)
-    starts = np.flatnonzero(table.position == 0)
-    full = [tokens.tolist() for tokens in np.split(table.token, starts[1:])]
-    cases = []
-    for row in np.flatnonzero(failed).tolist():
-        text, position = int(table.text[row]), int(table.position[row])
-        what = outcome(full[text], pruned[text].tokens, position)
-        parted = what == "already another text"
-        cases.append(
-            {
-                "id": sources.examples[text].id,
-                "position": position,
-                "before": tokenizer.decode(full[text][max(position - CONTEXT, 0) : position]),
-                "token": tokenizer.convert_ids_to_tokens(full[text][position]),
-                "kind": groups["kind"][row],
-                "rank": int(ranks[row]) + 1,
-                "outcome": what,
-                "produced": None if parted else tokenizer.convert_ids_to_tokens(pruned[text].tokens[position]),
-                "exit_layer": None if parted else pruned[text].exit_layers[position],
-                "full_text": tokenizer.decode(full[text], skip_special_tokens=True),
-                "pruned_text": pruned[text].text,
-            }
-        )
-    outcomes = Counter(case["outcome"] for case in cases)
-    return {
-        "prune_layer": cfg.prune_layer,
-        "prune_size": cfg.prune_size,
-        "threshold": cfg.threshold,
-        "tokens": len(failed),
-        "texts": len(full),
-        "failures": len(cases),
-        "rates": failure_rates(failed, table, groups),
-        "outcomes": {what: outcomes[what] for what in OUTCOMES},
-        "cases": cases,
-    }
-
-
-def failure_table(report: Mapping[str, Any], examples: int) -> str:
-    """A `failure_report` as Markdown: rates, outcomes and the first cases in which the texts part."""
-    lines = ["| tokens | failures | of | rate, % | 95 % interval |", "| --- | ---: | ---: | ---: | ---: |"]
+    rates = []
     for row in report["rates"]:
         name = row["group"] if row["by"] == "all" else f"{row['by']}: {row['group']}"
-        low, rate, high = (100 * row[end] for end in ("low", "rate", "high"))
-        lines.append(f"| {name} | {row['failures']} | {row['tokens']} | {rate:.2f} | {low:.2f} to {high:.2f} |")
-    lines += ["", "Produced instead: " + ", ".join(f"{what} {n}" for what, n in report["outcomes"].items()) + "."]
-    shown = [case for case in report["cases"] if case["outcome"] == OUTCOMES[0]][:examples]
-    if shown:
-        lines += ["", "| example | text so far | full model | rank at p | pruned | exit |"]
-        lines += ["| --- | --- | --- | ---: | --- | ---: |"]
-    for case in shown:
-        cells = [case["id"], case["before"], case["token"], case["rank"], case["produced"], case["exit_layer"]]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    return "\n".join(lines)
+        low, rate, high = (100 * row[field] for field in ("low", "rate", "high"))
+        rates.append([name, str(row["failures"]), str(row["tokens"]), f"{rate:.2f}", f"{low:.2f} to {high:.2f}"])
+    outcomes = ", ".join(f"{name} {count}" for name, count in report["outcomes"].items())
+    content: list[str | Table] = [
+        Table(["tokens", "failures", "of", "rate, %", "95 % interval"], rates),
+        f"Produced instead: {outcomes}.",
+    ]
+    fields = ("id", "before", "token", "rank", "produced", "exit_layer")
+    parting = [case for case in report["cases"] if case["outcome"] == OUTCOMES[0]][:examples]
+    if parting:
+        head = ["example", "text so far", "full model", "rank at p", "pruned", "exit"]
+        content.append(Table(head, [[str(case[field]) for field in fields] for case in parting]))
+    return content

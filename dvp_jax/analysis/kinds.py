@@ -1,4 +1,4 @@
-"""Kinds of token, to see which ones pruning fails."""
+"""Groups of tokens: by kind, letter case, frequency and position."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORD_MARK = "▁"
-"""What SentencePiece writes for the space before a word."""
+"""SentencePiece writes it for the space before a word."""
 
 KINDS = ("start of a word", "inside of a word", "number", "punctuation", "end of text", "special")
 DECILES = 10
 
 
 def marks_words(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the pieces of a tokenizer show where a word starts; else each is taken as a whole word."""
+    """Whether the pieces of a tokenizer mark the start of a word. If not, `token_kinds` takes each for a word."""
     return any(piece.startswith(WORD_MARK) for piece in tokenizer.get_vocab())
 
 
 def token_kinds(
     pieces: Sequence[str], *, marked: bool = True, end: str = "</s>", special: Sequence[str] = ()
 ) -> list[str]:
-    """The kind of each token of one text, one of `KINDS`.
+    """Finds the kind of each token of one text, one of `KINDS`.
 
-    A number has digits and no letters, punctuation neither. What has letters is the inside of a word where it
-    follows a letter, a digit or a bare word mark without a word mark of its own, and the start of one elsewhere:
-    also behind a bracket, where SentencePiece writes no mark.
+    A number has digits and no letters. Punctuation has neither. A piece with letters is the inside of a word if it
+    has no word mark and follows a letter, a digit or a bare word mark. Otherwise it is the start of a word, also
+    after a bracket, where SentencePiece writes no mark.
 
     Args:
-        pieces: of the text, in order, as the tokenizer writes them.
-        marked: whether pieces show where a word starts, as `marks_words` says.
+        pieces: the tokens of the text, as the tokenizer writes them.
+        marked: whether pieces mark the start of a word, from `marks_words`.
         end: the end token.
-        special: other tokens that are no text.
+        special: other tokens that are not text.
     """
     kinds = []
-    before = ""
+    previous = ""
     for piece in pieces:
         text = piece.removeprefix(WORD_MARK)
         classes = {unicodedata.category(character)[0] for character in text}
-        joined = marked and text == piece and (before == WORD_MARK or _is_word(before[-1:]))
+        joined = marked and text == piece and (previous == WORD_MARK or _is_word(previous[-1:]))
         if piece == end:
             kinds.append("end of text")
         elif piece in special:
@@ -53,7 +53,7 @@ def token_kinds(
             kinds.append("inside of a word" if joined else "start of a word")
         else:
             kinds.append("number" if "N" in classes else "punctuation")
-        before = piece
+        previous = piece
     return kinds
 
 
@@ -62,7 +62,7 @@ def _is_word(character: str) -> bool:
 
 
 def letter_cases(pieces: Sequence[str], kinds: Sequence[str]) -> list[str]:
-    """Of pieces of words "capitalised" (they begin with a capital) or "not capitalised"; of others ""."""
+    """Returns "capitalised" or "not capitalised" for pieces of words, by their first letter, and "" for others."""
     cases = []
     for piece, kind in zip(pieces, kinds, strict=True):
         first = piece.removeprefix(WORD_MARK)[:1]
@@ -72,16 +72,17 @@ def letter_cases(pieces: Sequence[str], kinds: Sequence[str]) -> list[str]:
 
 
 def frequency_deciles(tokens: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " tokens"]:
-    """How common each token is among all of them: 1 the commonest tenth of the running text, 10 the rarest.
+    """Groups tokens by frequency. Decile 1 has the most frequent tokens, which make up a tenth of all texts.
 
-    Tokens are ordered from common to rare (of equally common ones the smaller id first) and laid end to end,
-    each as long as it is common; its decile is the one that its middle falls into, so that a token is in one only.
+    The distinct ids are sorted by falling count, equal counts by rising id. The sorted counts divide the running
+    text into intervals, one for each id. The decile of an id is the one that the middle of its interval is in, so
+    that every id has one decile.
 
     Args:
-        tokens: ids of all texts.
+        tokens: ids of the tokens of all texts.
 
     Returns:
-        The decile of each.
+        The decile of each token, from 1 to 10.
     """
     _, inverse, counts = np.unique(tokens, return_inverse=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -91,10 +92,10 @@ def frequency_deciles(tokens: Int[np.ndarray, " tokens"]) -> Int[np.ndarray, " t
 
 
 def position_groups(positions: Int[np.ndarray, " tokens"]) -> list[str]:
-    """Places in the text, counted from 1, in groups that double: "1", "2 to 3", "4 to 7" and so on.
+    """Groups positions, counted from 1, in groups that double in size: "1", "2 to 3", "4 to 7" and so on.
 
     Args:
-        positions: from 0.
+        positions: position of each token in its text, from 0.
     """
     bits = [int(position + 1).bit_length() for position in positions]
     return ["1" if bit == 1 else f"{1 << (bit - 1)} to {(1 << bit) - 1}" for bit in bits]

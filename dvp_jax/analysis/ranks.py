@@ -1,30 +1,59 @@
-"""How early a decoder knows its choice: the rank of the full model's token at every depth (DVP, section 3)."""
+"""How early does the decoder know its choice? Ranks of the full model's token at every depth (DVP, section 3)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from dvp_jax.analysis.tokens import TokenTable
+from dvp_jax.analysis.run import Answer, TaskTexts
+from dvp_jax.analysis.tokens import FULL_VOCABULARY, TokenTable
 from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.report.plots import agreement_per_depth, coverage_per_size, rank_boxes
+from dvp_jax.report.table import Section, Table
 
 PERCENTILES = (5, 25, 50, 75, 95)
 COVERAGE = 0.99
-"""The share of tokens that the size in the report keeps."""
+"""The share of tokens that "size_for_coverage" in a report keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """The question for `run_analysis`: ranks.json, and three plots for each task."""
+
+    name = "ranks"
+    title = "How early the decoder knows its choice"
+    only = None
+
+    def answer(self, texts: TaskTexts) -> Answer:
+        table = texts.table(texts.full_model(), FULL_VOCABULARY)
+        sizes = prune_sizes(texts.methods.values(), texts.model.config.vocab_size)
+        report = rank_report(table, "full", sizes)
+        plots = []
+        for name, caption, draw in (
+            ("ranks", "Rank of the token that the full model chooses", rank_boxes),
+            ("coverage", "Share of choices among the K likeliest", coverage_per_size),
+            ("agreement", "Confidence, and agreement with the full model", agreement_per_depth),
+        ):
+            path = texts.workdir / f"{name}_{texts.task.name}.svg"
+            draw(report, path)
+            plots.append((caption, path))
+        title = f"{texts.task.name}, {report['tokens']} tokens of {report['texts']} texts"
+        return Answer(report, [Section(title, (rank_table(report),), plots)])
 
 
 def size_for_coverage(ranks: Int[np.ndarray, " tokens"], share: float) -> int:
-    """The smallest K whose K likeliest tokens hold the chosen one for at least `share` of the tokens.
+    """Finds the smallest K such that at least `share` of the tokens are among the K likeliest.
 
     Args:
-        ranks: of the chosen tokens, 0 the likeliest.
+        ranks: the rank of each token, 0 for the likeliest.
         share: in (0, 1].
 
     Raises:
-        ValueError: no ranks, or share outside (0, 1].
+        ValueError: there are no ranks, or share is outside (0, 1].
     """
     if not len(ranks):
         raise ValueError("ranks is empty; allowed: at least one")
@@ -35,28 +64,29 @@ def size_for_coverage(ranks: Int[np.ndarray, " tokens"], share: float) -> int:
 
 
 def prune_sizes(methods: Iterable[DecodeConfig], vocab_size: int) -> list[int]:
-    """Powers of two up to the vocabulary, the vocabulary itself, and the K of every dvp method."""
+    """Lists the values of K to report: powers of two, the vocabulary size, and the K of every dvp method."""
     powers = {1 << bits for bits in range(vocab_size.bit_length())}
-    return sorted(powers | {vocab_size} | {cfg.prune_size for cfg in methods if cfg.method == "dvp"})
+    return sorted(powers | {vocab_size} | {cfg.prune_size for cfg in methods if cfg.name == "dvp"})
 
 
 def rank_report(table: TokenTable, name: str, sizes: Sequence[int]) -> dict[str, Any]:
-    """Ranks, coverage, confidence and agreement of each depth.
+    """Reports ranks, coverage, confidence and agreement of each depth.
 
     Args:
-        table: of the full model's own texts.
-        name: of the reading of the whole vocabulary.
+        table: the tokens of the full model's texts.
+        name: name of the table's reading of the full vocabulary.
         sizes: values of K.
 
     Returns:
-        "tokens", "texts", "sizes" and "depths": for each depth the "rank_percentiles" (1 the likeliest), the
-        "coverage" of each size, the "size_for_coverage" that keeps `COVERAGE` of the choices, the mean
-        "confidence" and the "agreement" with the full model.
+        "tokens" and "texts" (how many there are), "sizes", and "depths". For each depth: "rank_percentiles" (1 for
+        the likeliest token), "coverage" (the share of tokens among the K likeliest, for each size),
+        "size_for_coverage" (the smallest K whose coverage is at least `COVERAGE`), "confidence" (the mean) and
+        "agreement" (how often the depth's likeliest token is the full model's).
     """
     depths = []
     for index in range(table.ranks.shape[1]):
         ranks = table.ranks[:, index]
-        # Ranks that occur, not means of two.
+        # "inverted_cdf" gives ranks that occur, never the mean of two.
         percentiles = np.percentile(ranks + 1, PERCENTILES, method="inverted_cdf").tolist()
         depths.append(
             {
@@ -76,13 +106,19 @@ def rank_report(table: TokenTable, name: str, sizes: Sequence[int]) -> dict[str,
     }
 
 
-def rank_table(report: Mapping[str, Any]) -> str:
-    """A `rank_report` as a Markdown table."""
-    head = ["depth", "agreement, %", "mean confidence", "median rank", "95 % of ranks", f"K for {COVERAGE:.0%}"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
-    for row in report["depths"]:
-        percentiles = row["rank_percentiles"]
-        cells = [row["depth"], f"{100 * row['agreement']:.2f}", f"{row['confidence']:.3f}"]
-        cells += [percentiles["50"], f"up to {percentiles['95']}", row["size_for_coverage"]]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+def rank_table(report: Mapping[str, Any]) -> Table:
+    """Shows a `rank_report`, one row for each depth."""
+    return Table(
+        ["depth", "agreement, %", "mean confidence", "median rank", "95 % of ranks", f"K for {COVERAGE:.0%}"],
+        [
+            [
+                str(row["depth"]),
+                f"{100 * row['agreement']:.2f}",
+                f"{row['confidence']:.3f}",
+                str(row["rank_percentiles"]["50"]),
+                f"up to {row['rank_percentiles']['95']}",
+                str(row["size_for_coverage"]),
+            ]
+            for row in report["depths"]
+        ],
+    )

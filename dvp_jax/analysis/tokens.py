@@ -1,4 +1,4 @@
-"""The table that all analyses read: every token of many texts, and what each depth says of it."""
+"""The table that all analyses read: every token of many texts, and what every depth would produce there."""
 
 from __future__ import annotations
 
@@ -31,29 +31,28 @@ from dvp_jax.t5.load import Model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-WHOLE = {"whole": DecodeConfig(method="calm", min_exit_layer=1)}
-"""A reading of the whole vocabulary at every depth."""
+FULL_VOCABULARY = {"full": DecodeConfig(method="calm", min_exit_layer=1)}
+"""For `token_table`: reads the full vocabulary at every depth."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthReadings:
-    """What each depth would produce of each token, and how sure of it."""
+    """What each depth would produce at each token."""
 
-    candidates: Int[np.ndarray, "tokens depths"]
-    confidences: Float[np.ndarray, "tokens depths"]
+    candidates: Int[np.ndarray, "tokens depths"]  # token ids
+    confidences: Float[np.ndarray, "tokens depths"]  # in the candidates
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-    """One row a token, the texts one after the other; depth l stands in column l - 1.
+    """The tokens of texts, one row each, text after text. Depth l is in column l - 1.
 
     Attributes:
-        text: which text the token is of.
-        position: its place there, from 0.
-        token: its id.
-        ranks: of that id in the whole vocabulary at each depth, 0 the likeliest.
-        readings: under the name of each config.
+        text: index of the text that the token is in.
+        position: position of the token in its text, from 0.
+        token: id of the token.
+        ranks: rank of that id in the full vocabulary at each depth, 0 for the likeliest.
+        readings: what each depth would produce, for each config by name.
     """
 
     text: Int[np.ndarray, " tokens"]
@@ -63,13 +62,21 @@ class TokenTable:
     readings: dict[str, DepthReadings]
 
     def agrees(self, name: str) -> Bool[np.ndarray, "tokens depths"]:
-        """Whether each depth would produce the token of the text, as the config `name` reads it."""
+        """Whether each depth would produce the token of the text with the config `name`."""
         return self.readings[name].candidates == self.token[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The prompts of a task's examples as a model reads them."""
+    """The examples of a task, tokenized.
+
+    Attributes:
+        examples: the examples.
+        tokenizer: the model's tokenizer.
+        input_ids: ids of the prompts, padded on the right.
+        attention_mask: False at padding.
+        batch_size: how many rows run together.
+    """
 
     examples: list[Example]
     tokenizer: PreTrainedTokenizerBase
@@ -77,25 +84,33 @@ class Sources:
     attention_mask: Bool[np.ndarray, "examples source"]
     batch_size: int
 
-    def encoded(self, model: Model, doing: str) -> Iterator[tuple[slice, Encoded]]:
-        """Batch after batch: which examples, and their encoding. Shows progress."""
-        with tqdm(total=len(self.examples), desc=doing, unit="example") as bar:
+    def encoded(self, model: Model, description: str) -> Iterator[tuple[slice, Encoded]]:
+        """Encodes batch after batch and shows progress.
+
+        Args:
+            model: gives the encoder.
+            description: text before the progress bar.
+
+        Yields:
+            The slice of examples in the batch, and their encoding.
+        """
+        with tqdm(total=len(self.examples), desc=description, unit="example") as bar:
             for rows, *source in source_batches(self.input_ids, self.attention_mask, self.batch_size):
                 yield rows, encode(model, *source)
                 bar.update(len(source[0]))
 
 
 def load_sources(model: Model, task: Task, *, batch_size: int = 1, limit: int | None = None) -> Sources:
-    """Reads a task's examples.
+    """Reads and tokenizes the examples of a task.
 
     Args:
-        model: with a tokenizer.
-        task: any.
-        batch_size: rows run together; changes no result.
-        limit: number of examples, from the first; None for all.
+        model: a model with a tokenizer.
+        task: gives the examples.
+        batch_size: how many rows run together; changes no result.
+        limit: read the first `limit` examples only; None for all.
 
     Raises:
-        ValueError: batch_size or limit below 1; bad data; a model without a tokenizer.
+        ValueError: batch_size or limit below 1, bad data, or a model without a tokenizer.
         FileNotFoundError: a data file is missing.
     """
     for name, value in (("batch_size", batch_size), ("limit", limit)):
@@ -103,31 +118,31 @@ def load_sources(model: Model, task: Task, *, batch_size: int = 1, limit: int | 
             raise ValueError(f"{name} is {value}; allowed: at least 1")
     examples = task.load()[:limit]
     ids, mask = tokenize(model, [example.prompt for example in examples], task.max_source_length)
-    assert model.tokenizer is not None  # it was just used
+    assert model.tokenizer is not None  # `tokenize` used it
     return Sources(examples, model.tokenizer, ids, mask, batch_size)
 
 
 def decode_texts(model: Model, sources: Sources, cfg: DecodeConfig) -> list[GeneratedText]:
-    """Decodes every example.
+    """Generates a text for every example.
 
     Raises:
         ValueError: cfg does not fit the model.
     """
     texts = []
-    for rows, encoded in sources.encoded(model, f"decoding, {cfg.method}"):
+    for rows, encoded in sources.encoded(model, f"decoding, {cfg.name}"):
         out = jax.tree.map(np.asarray, decode(model, encoded, cfg))
         texts += [to_text(model, out, row) for row in range(rows.stop - rows.start)]
     return texts
 
 
 def full_model_texts(model: Model, sources: Sources, max_new_tokens: int) -> list[list[int]]:
-    """Token ids of what the full model writes of every example."""
+    """Generates a text for every example with the full model. Returns the token ids."""
     texts = decode_texts(model, sources, DecodeConfig(method="full", max_new_tokens=max_new_tokens))
     return [text.tokens for text in texts]
 
 
 def reference_texts(sources: Sources, max_length: int) -> list[list[int]]:
-    """Token ids of every example's first reference, with the end token, `max_length` at most."""
+    """Tokenizes the first reference of every example: at most `max_length` ids, the end token included."""
     references = [example.references[0] for example in sources.examples]
     return token_rows(sources.tokenizer, references, max_length, "references")
 
@@ -135,13 +150,13 @@ def reference_texts(sources: Sources, max_length: int) -> list[list[int]]:
 def token_table(
     model: Model, sources: Sources, texts: Sequence[list[int]], cfgs: Mapping[str, DecodeConfig]
 ) -> TokenTable:
-    """What every depth of the full model says of given texts, no layer ever skipped.
+    """Reads given texts at every depth of the full model. No layer is skipped.
 
     Args:
         model: from `load_model`.
         sources: from `load_sources`.
-        texts: ids of a text for each source, at least one each.
-        cfgs: under the name of each reading, at least one.
+        texts: token ids of a text for each source, at least one id each.
+        cfgs: how to read each depth, by name; at least one.
 
     Raises:
         ValueError: a cfg does not fit the model.
@@ -153,10 +168,10 @@ def token_table(
         length = length_bucket(max(map(len, batch)), SOURCE_BUCKETS)
         tokens, real = pad_rows(batch, len(batch), length, model.config.pad_token_id)
         for name, cfg in cfgs.items():
-            found = jax.tree.map(np.asarray, trace(model, encoded, tokens, np.full_like(tokens, layers), cfg))
-            candidates[name].append(found.candidates[real])
-            confidences[name].append(found.confidences[real])
-        ranks.append(found.ranks[real])  # the same whatever the config
+            traced = jax.tree.map(np.asarray, trace(model, encoded, tokens, np.full_like(tokens, layers), cfg))
+            candidates[name].append(traced.candidates[real])  # (tokens of the batch, depths)
+            confidences[name].append(traced.confidences[real])
+        ranks.append(traced.ranks[real])  # equal for all configs
     lengths = [len(text) for text in texts]
     return TokenTable(
         text=np.repeat(np.arange(len(texts)), lengths),

@@ -1,4 +1,4 @@
-"""Does the fast decoder do what it says on this model? Pairs of settings that must give the same tokens."""
+"""Checks on a model that settings which must give the same tokens do so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from dvp_jax.t5.load import Model
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Two ways of decoding that must agree, and where they do not."""
+    """Two decodings that must agree.
+
+    Attributes:
+        name: which decodings.
+        differences: a description of the first difference in each row; empty if they agree.
+    """
 
     name: str
     differences: list[str]
@@ -28,16 +33,16 @@ def check_model(
     attention_mask: Bool[np.ndarray, "batch source"],
     cfg: DecodeConfig,
 ) -> list[Check]:
-    """Compares every method with the plain one on the given prompts.
+    """Compares pairs of decodings that must agree on the given prompts.
 
     Args:
         model: from `load_model`.
-        input_ids: (B, S) integers.
-        attention_mask: (B, S), False at padding.
-        cfg: depths, threshold, K and length to check with; its method is ignored.
+        input_ids: token ids of the prompts, padded on the right.
+        attention_mask: False at padding.
+        cfg: the depths, threshold, K and length to check with. Its method is not used.
 
     Returns:
-        One `Check` a pair, without differences where all is well.
+        One `Check` for each pair.
 
     Raises:
         ValueError: cfg does not fit the model.
@@ -72,24 +77,24 @@ def _rows(out: Decoded, rows: list[int]) -> Decoded:
     return Decoded(out.tokens[rows], out.lengths[rows], out.exit_layers[rows], out.confidences[rows])
 
 
-def _compare(one: Decoded, other: Decoded, first_row: int = 0) -> list[str]:
-    """The first token of each row at which the two differ; what follows it differs in consequence."""
+def _compare(first: Decoded, second: Decoded, first_row: int = 0) -> list[str]:
+    """Describes the first difference of each row. Later ones may follow from it."""
     differences = []
-    for row in range(len(one.tokens)):
-        unequal = (one.tokens[row] != other.tokens[row]) | (one.exit_layers[row] != other.exit_layers[row])
+    for row in range(len(first.tokens)):
+        unequal = (first.tokens[row] != second.tokens[row]) | (first.exit_layers[row] != second.exit_layers[row])
         if unequal.any():
             t = int(np.argmax(unequal))
             described = [
                 f"token {out.tokens[row, t]} at exit {out.exit_layers[row, t]}, "
                 f"confidence {out.confidences[row, t]:.6f}"
-                for out in (one, other)
+                for out in (first, second)
             ]
             differences.append(f"row {first_row + row}, position {t}: {described[0]} against {described[1]}")
     return differences
 
 
 def _greedy(model: Model, input_ids: np.ndarray, attention_mask: np.ndarray, full: Decoded) -> list[str]:
-    """Where the tokens of `full` are not the likeliest ones after their own prefix."""
+    """Describes where a token of `full` is not the likeliest one after its prefix, in a teacher-forced pass."""
     start = np.full((len(full.tokens), 1), model.config.decoder_start_token_id)
     prefix = np.concatenate([start, full.tokens[:, :-1]], axis=1)
     logits = teacher_forced_logits(model, input_ids, attention_mask, prefix)

@@ -1,4 +1,4 @@
-"""Runs several ways of decoding side by side over one task: quality, exits, FLOPs and time."""
+"""Decodes a task with several methods side by side and scores the texts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dvp_jax.data.task import Task
+from dvp_jax.data.task import Example, Task
 from dvp_jax.decode.api import decode, decode_policy, encode
 from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.engine import Engine
 from dvp_jax.decode.text import GeneratedText, source_bucket, to_text, tokenize, unpad_rows
-from dvp_jax.exits.cost import decoder_layer_flops, paper_confidence_flops, unembedding_flops
-from dvp_jax.exits.policy import CALM, DVP, Oracle
+from dvp_jax.evaluate.results import compare_with_full, result_row
 from dvp_jax.runs.predictions import Line, Predictions
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.sharding import gathered
+from dvp_jax.t5.sharding import to_host
 
 
 def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int) -> dict[str, DecodeConfig]:
-    """Named settings as configs, "full" first and by K.
+    """Makes a config of each named group of settings, "full" first, then by method and K.
 
     Args:
-        settings: fields of `DecodeConfig` under the name of each row.
-        max_new_tokens: where a row does not say.
+        settings: for each name, fields of `DecodeConfig`.
+        max_new_tokens: used where the settings do not have this field.
 
     Raises:
-        ValueError: a field that there is not, or an impossible value.
+        ValueError: an unknown field or an impossible value.
     """
     methods = {
         name: make_config({"max_new_tokens": max_new_tokens, **fields}, f"methods.{name}")
@@ -47,207 +46,164 @@ def evaluate(
     *,
     batch_size: int = 1,
     limit: int | None = None,
-    done: Predictions | None = None,
+    predictions: Predictions | None = None,
 ) -> tuple[list[dict[str, Any]], list[Line]]:
-    """Decodes every example in every way and scores the texts.
+    """Decodes every example with every method and scores the texts.
 
-    A few batches at a time are decoded by all methods, so that a machine whose speed drifts treats them alike;
-    within them a row that ends makes room for the next. Every shape is compiled before the clock starts.
-    Times are of decoding, without the encoder, which costs all methods the same and is reported beside them.
+    All methods decode one batch, then all decode the next, so that a machine whose speed drifts treats them alike.
+    A batch has more rows than are decoded together: a finished row makes room for the next. Every shape is
+    compiled before the clock starts. Times are decoding times without the encoder, whose time is the same for all
+    methods and is reported beside them.
+
+    With several processes each decodes a part of the batches, or all decode together if the model is on a mesh of
+    all their devices. Each process returns the same.
 
     Args:
-        model: with a tokenizer.
-        task: what to decode.
-        methods: names and settings; the one whose method is "full", if any, is what the others' speed-up is over.
-        batch_size: rows decoded together.
-        limit: number of examples, from the first; None for all.
-        done: batches that need no decoding; takes those that did. Of several processes each decodes a part, or
-            all decode together where the model is on a mesh of all their devices; each returns the same.
+        model: a model with a tokenizer.
+        task: gives the examples and scores the texts.
+        methods: settings by name. The speed-up is relative to the one whose method is "full", if there is one.
+        batch_size: how many rows are decoded together.
+        limit: decode the first `limit` examples only; None for all.
+        predictions: texts that are not decoded again. Newly decoded texts are added. None starts without any.
 
     Returns:
-        Rows of results.json, one a method, and rows of predictions.jsonl, by method and example.
+        Rows of results.json, one for each method, and lines of predictions.jsonl, by method and example.
 
     Raises:
-        ValueError: no methods; batch_size or limit below 1; settings that do not fit the model; bad data; more
+        ValueError: no methods, batch_size or limit below 1, settings that do not fit the model, bad data, or more
             processes than batches.
-        OSError: a data file is missing, or the processes share no folder.
+        OSError: a data file is missing, or the processes do not share a folder.
     """
+    _check_arguments(methods, batch_size, limit)
+    policies = {name: decode_policy(model, cfg) for name, cfg in methods.items()}
+    examples = task.load()[:limit]
+    predictions = Predictions() if predictions is None else predictions
+    sources = unpad_rows(*tokenize(model, [example.prompt for example in examples], task.max_source_length))
+    batches = _plan(examples, sources, batch_size)
+    _check_parts(batches, predictions.process.parts, task.name, batch_size)
+
+    unfinished = [
+        batch
+        for batch in batches
+        if any(predictions.get(task.name, name, batch.index) is None for name in methods)
+    ]
+    to_decode = predictions.process.part(unfinished)
+    _compile(model, methods, to_decode, batch_size)
+    _decode_batches(model, task.name, methods, to_decode, batch_size, predictions, len(examples))
+    predictions.gather()
+
+    lines = {name: predictions.all(task.name, name, len(batches)) for name in methods}
+    source_lengths = np.array([len(source) for source in sources])
+    rows = [
+        result_row(
+            name,
+            cfg,
+            policies[name],
+            model.config,
+            task=task.name,
+            metric=task.score([line["text"] for line in lines[name]], examples),
+            lines=lines[name],
+            source_lengths=source_lengths,
+        )
+        for name, cfg in methods.items()
+    ]
+    compare_with_full(rows)
+    return rows, [line for name in methods for line in lines[name]]
+
+
+_ROWS_PER_SLOT = 8
+"""How many rows each slot of an engine decodes in one batch of `_plan`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Examples that one method decodes before the next method does."""
+
+    index: int
+    examples: Sequence[Example]
+    sources: Sequence[list[int]]  # token ids of the prompts
+
+
+def _plan(examples: Sequence[Example], sources: Sequence[list[int]], batch_size: int) -> list[_Batch]:
+    # With a batch size of 1 no row waits for another, so each example is a batch.
+    size = batch_size if batch_size == 1 else batch_size * _ROWS_PER_SLOT
+    return [
+        _Batch(index, examples[start : start + size], sources[start : start + size])
+        for index, start in enumerate(range(0, len(sources), size))
+    ]
+
+
+def _check_arguments(methods: Mapping[str, DecodeConfig], batch_size: int, limit: int | None) -> None:
     if not methods:
         raise ValueError("methods is empty; allowed: at least one")
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; allowed: at least 1")
-    policies = {name: decode_policy(model, cfg) for name, cfg in methods.items()}
-    examples = task.load()[:limit]
-    done = Predictions() if done is None else done
 
-    sources = unpad_rows(*tokenize(model, [example.prompt for example in examples], task.max_source_length))
-    lengths = np.array([len(source) for source in sources])
-    # One at a time there is nobody to make room for: each example is a unit of work of its own.
-    unit = batch_size if batch_size == 1 else batch_size * _BATCHES
-    batches = [sources[start : start + unit] for start in range(0, len(sources), unit)]
-    if len(batches) < done.process.parts:
+
+def _check_parts(batches: Sequence[_Batch], parts: int, task: str, batch_size: int) -> None:
+    if len(batches) < parts:
+        num_examples = sum(len(batch.examples) for batch in batches)
         raise ValueError(
-            f"num_processes is {done.process.parts}; allowed: at most {len(batches)}, the parts that {task.name} is "
-            f"decoded in ({len(examples)} examples, batch_size {batch_size})"
+            f"num_processes is {parts}; allowed: at most {len(batches)}, the parts that {task} is "
+            f"decoded in ({num_examples} examples, batch_size {batch_size})"
         )
-    left = {
-        index: [name for name in methods if done.get(task.name, name, index) is None]
-        for index in range(len(batches))
-    }
-    mine = done.process.part([index for index, names in left.items() if names])
-    buckets = {source_bucket(len(row)): row for index in mine for row in batches[index]}
-    for row in tqdm(buckets.values(), desc="compiling", unit="shape"):
+
+
+def _compile(
+    model: Model, methods: Mapping[str, DecodeConfig], batches: Sequence[_Batch], batch_size: int
+) -> None:
+    """Decodes a row of each source length bucket with each method, so that every program is compiled."""
+    buckets = {source_bucket(len(source)): source for batch in batches for source in batch.sources}
+    for source in tqdm(buckets.values(), desc="compiling", unit="shape"):
         for cfg in methods.values():
-            for count in {1, min(2, batch_size)}:  # what an engine encodes together
-                _decode(model, cfg, [row] * count, batch_size)
-
-    tokens, begin = 0, time.perf_counter()
-    with tqdm(total=len(examples), desc=task.name, unit="example") as bar:
-        bar.update(len(examples) - sum(len(batches[index]) for index in mine))
-        for index in mine:
-            rows, of_batch = batches[index], examples[index * unit :]
-            for name in left[index]:
-                texts, seconds = _decode(model, methods[name], rows, batch_size)
-                lines = [
-                    {"id": example.id, **dataclasses.asdict(text), **seconds}
-                    for example, text in zip(of_batch, texts, strict=False)
-                ]
-                done.add(task.name, name, index, lines)
-                tokens += sum(len(text.tokens) for text in texts)
-            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - begin):.0f}"}, refresh=False)
-            bar.update(len(rows))
-
-    done.gather()
-    found = {name: done.all(task.name, name, len(batches)) for name in methods}
-    results = [
-        {
-            "name": name,
-            **_settings(methods[name], policies[name]),
-            "task": task.name,
-            "metric": task.score([line["text"] for line in lines], examples),
-            **_cost(model, lines, policies[name], lengths),
-            "num_examples": len(examples),
-        }
-        for name, lines in found.items()
-    ]
-    compare_with_full(results)
-    return results, [line for lines in found.values() for line in lines]
+            for count in {1, min(2, batch_size)}:  # the numbers of rows that an engine encodes together
+                _decode(model, cfg, [source] * count, batch_size)
 
 
-_BATCHES = 8
-"""Rows that a unit of work gives each slot to decode."""
+def _decode_batches(
+    model: Model,
+    task: str,
+    methods: Mapping[str, DecodeConfig],
+    batches: Sequence[_Batch],
+    batch_size: int,
+    predictions: Predictions,
+    num_examples: int,
+) -> None:
+    """Decodes the batches with every method that has no predictions for them, and shows progress."""
+    num_tokens, begin = 0, time.perf_counter()
+    with tqdm(total=num_examples, desc=task, unit="example") as bar:
+        bar.update(num_examples - sum(len(batch.examples) for batch in batches))
+        for batch in batches:
+            for name, cfg in methods.items():
+                if predictions.get(task, name, batch.index) is None:
+                    texts, seconds = _decode(model, cfg, batch.sources, batch_size)
+                    lines = [
+                        {"id": example.id, **dataclasses.asdict(text), **seconds}
+                        for example, text in zip(batch.examples, texts, strict=True)
+                    ]
+                    predictions.add(task, name, batch.index, lines)
+                    num_tokens += sum(len(text.tokens) for text in texts)
+            bar.set_postfix({"tokens/s": f"{num_tokens / (time.perf_counter() - begin):.0f}"}, refresh=False)
+            bar.update(len(batch.examples))
 
 
 def _decode(
-    model: Model, cfg: DecodeConfig, rows: Sequence[list[int]], slots: int
+    model: Model, cfg: DecodeConfig, sources: Sequence[list[int]], batch_size: int
 ) -> tuple[list[GeneratedText], dict[str, float]]:
-    """Texts in the order of the rows, and seconds that each took on average."""
+    """Decodes token ids of prompts.
+
+    Returns:
+        The texts in the order of the prompts, and seconds per text: "decode_s" and "encode_s".
+    """
     begin = time.perf_counter()
-    if slots == 1:  # nobody to make room for: preparing a slot would count as decoding
-        (row,) = rows
-        encoded = jax.block_until_ready(encode(model, [row], np.ones((1, len(row)))))
+    if batch_size == 1:  # without an engine: preparing its slot would count as decoding time
+        (source,) = sources
+        encoded = jax.block_until_ready(encode(model, [source], np.ones((1, len(source)))))
         encode_s = time.perf_counter() - begin
-        texts = [to_text(model, jax.tree.map(gathered, decode(model, encoded, cfg)), 0)]
+        texts = [to_text(model, jax.tree.map(to_host, decode(model, encoded, cfg)), 0)]
     else:
-        engine = Engine(model, cfg, slots=slots, max_source_length=max(map(len, rows)))
-        texts, encode_s = engine.texts(rows), engine.work["encode_s"]
+        engine = Engine(model, cfg, slots=batch_size, max_source_length=max(map(len, sources)))
+        texts, encode_s = engine.texts(sources), engine.work["encode_s"]
     seconds = time.perf_counter() - begin
-    return texts, {"decode_s": (seconds - encode_s) / len(rows), "encode_s": encode_s / len(rows)}
-
-
-def compare_with_full(rows: Sequence[dict[str, Any]]) -> None:
-    """Notes in each row how many times as fast as the full model's row it is; None without one."""
-    full = next((row for row in rows if row["method"] == "full"), None)
-    for row in rows:
-        row["speed_up"] = full["ms_per_token"] / row["ms_per_token"] if full else None
-
-
-def _settings(cfg: DecodeConfig, policy: Any) -> dict[str, Any]:
-    """The settings that matter to the method; None where one does not."""
-    calm, dvp, oracle = (isinstance(policy, kind) for kind in (CALM, DVP, Oracle))
-    rule = cfg.prune_rule if dvp else None
-    per_depth = cfg.thresholds_per_depth if calm else None
-    return {
-        "method": cfg.method,
-        "threshold": cfg.threshold if calm and per_depth is None else None,
-        "thresholds_per_depth": per_depth,
-        "decay_temperature": cfg.decay_temperature if calm else None,
-        "confidence": cfg.confidence if calm else None,
-        "min_exit_layer": cfg.min_exit_layer if calm or oracle else None,
-        "prune_layer": cfg.prune_layer if dvp else None,
-        "prune_size": cfg.prune_size if dvp else None,
-        "prune_rule": rule,
-        "prune_mass": cfg.prune_mass if rule == "mass" else None,
-        "prune_size_min": cfg.prune_size_min if rule == "decay" else None,
-        "final_vocab": cfg.final_vocab if dvp else None,
-        "static_exit_layer": cfg.static_exit_layer if cfg.method == "static" else None,
-        "max_waiting": cfg.max_waiting if calm else None,
-        "oracle_states": cfg.oracle_states if oracle else None,
-    }
-
-
-def _cost(model: Model, lines: Sequence[Line], policy: Any, source_lengths: np.ndarray) -> dict[str, Any]:
-    """Exits, FLOPs and time per token; `source_lengths` are those of the examples."""
-    source_length = np.repeat(source_lengths, [len(line["tokens"]) for line in lines])
-    exit_layers = np.concatenate([line["exit_layers"] for line in lines])
-    return {
-        "mean_exit_layer": float(exit_layers.mean()),
-        "num_layers": model.config.num_decoder_layers,
-        "confidence_flops_per_token": float(paper_confidence_flops(exit_layers, policy, model.config).mean()),
-        "unembedding_flops_per_token": float(unembedding_flops(exit_layers, policy, model.config).mean()),
-        "layer_flops_per_token": float(
-            decoder_layer_flops(exit_layers, policy, model.config, source_length).mean()
-        ),
-        "ms_per_token": sum(line["decode_s"] for line in lines) * 1e3 / len(exit_layers),
-        "num_tokens": len(exit_layers),
-        "encoder_ms_per_example": sum(line["encode_s"] for line in lines) * 1e3 / len(lines),
-    }
-
-
-def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of results.json as a Markdown table, or one under each task's name where there are several."""
-    tables = {
-        task: _task_table([row for row in rows if row["task"] == task])
-        for task in dict.fromkeys(row["task"] for row in rows)
-    }
-    if len(tables) == 1:
-        return next(iter(tables.values()))
-    return "\n\n".join(f"{task}:\n\n{table}" for task, table in tables.items())
-
-
-def _task_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    metrics = list(rows[0]["metric"])
-    head = ["method", "settings", *metrics, "mean exit", "confidence FLOPs/token", "ms/token", "speed-up"]
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
-    for row in rows:
-        cells = [row["method"], describe(row), *(f"{row['metric'][name]:.2f}" for name in metrics)]
-        cells += [f"{row['mean_exit_layer']:.2f} of {row['num_layers']}"]
-        cells += [f"{row['confidence_flops_per_token']:.3g}", f"{row['ms_per_token']:.2f}"]
-        cells += ["" if row["speed_up"] is None else f"{row['speed_up']:.2f}x"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def describe(row: Mapping[str, Any]) -> str:
-    """A row's settings in a few words: the measure where it is not the usual one, min exit where it is not p."""
-    short = {
-        "threshold": "threshold",
-        "decay_temperature": "decay",
-        "min_exit_layer": "min exit",
-        "prune_layer": "p",
-        "prune_size": "K",
-        "prune_size_min": "K min",
-        "prune_mass": "mass",
-        "static_exit_layer": "exit",
-        "max_waiting": "waiting",
-        "oracle_states": "states",
-    }
-    if row["min_exit_layer"] == row["prune_layer"]:
-        del short["min_exit_layer"]
-    words = [f"{label} {row[name]}" for name, label in short.items() if row[name] is not None]
-    if row["thresholds_per_depth"] is not None:
-        words.insert(0, "thresholds " + " ".join(f"{value:.3g}" for value in row["thresholds_per_depth"]))
-    if row["confidence"] not in (None, DecodeConfig.confidence):
-        words.insert(0, row["confidence"])
-    return ", ".join(words)
+    return texts, {"decode_s": (seconds - encode_s) / len(sources), "encode_s": encode_s / len(sources)}

@@ -1,4 +1,4 @@
-"""Whole experiments: from a config to results, traces and a report in a folder that this run owns."""
+"""Experiments: run an evaluation or a sweep as a config says, and write results and a report into a folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from dvp_jax.data import make_task
 from dvp_jax.data.task import Task
 from dvp_jax.decode.api import decode_policy
 from dvp_jax.decode.config import METHODS, DecodeConfig
-from dvp_jax.evaluate.evaluation import compare_with_full, evaluate, make_methods
+from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.reports import report_evaluation, report_sweep
+from dvp_jax.evaluate.results import compare_with_full
 from dvp_jax.evaluate.traces import trace_texts
 from dvp_jax.runs import processes
 from dvp_jax.runs.files import lock_workdir, write_json, write_json_lines
@@ -24,16 +25,24 @@ from dvp_jax.runs.predictions import Line, Predictions, read_json
 from dvp_jax.runs.processes import ALONE, Process
 from dvp_jax.runs.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.t5.load import Model, load_model
-from dvp_jax.t5.sharding import make_mesh, several_processes
+from dvp_jax.t5.sharding import make_mesh, spans_processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What an evaluation config names, checked and loaded."""
+    """What an evaluation config names, checked and loaded.
+
+    Attributes:
+        workdir: the folder for results, locked by this process.
+        model: the loaded model.
+        tasks: each task with the settings to decode it with, by name.
+        made_by: the provenance of the results, as JSON values.
+        process: this process among those of the run.
+    """
 
     workdir: Path
     model: Model
-    tasks: list[tuple[Task, dict[str, DecodeConfig]]]  # with the methods to decode each
+    tasks: list[tuple[Task, dict[str, DecodeConfig]]]
     made_by: dict[str, Any]
     process: Process = ALONE
 
@@ -47,18 +56,21 @@ def open_experiment(
     seed: int | None = None,
     model: Model | None = None,
 ) -> Iterator[Experiment]:
-    """Owns the folder for results, checks an evaluation config, and only then loads the model.
+    """Locks the folder for results, checks an evaluation config, and then loads the model.
 
     Args:
-        config: as `experiments/configs/common.py` makes it.
-        workdir: made where it is missing.
-        only: leaves out settings of other methods than this one; None for all of them.
-        seed: of random draws, to be noted.
-        model: the one that the config names, where it is loaded already.
+        config: an evaluation config, as `experiments/configs/common.py` makes it.
+        workdir: the folder. It is made if it is missing.
+        only: name of a method. Settings of other methods are skipped. None keeps all settings.
+        seed: seed of random draws, for the provenance.
+        model: the model that the config names, if it is loaded already.
+
+    Yields:
+        The experiment. The folder is unlocked at the end.
 
     Raises:
         ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
-            asked for, a bad checkpoint, processes that differ in code, versions, config, model or data.
+            `only`, a bad checkpoint, or processes that differ in code, versions, config, model or data.
         OSError: workdir cannot be made or written, or is in use.
     """
     if not config["model"]:
@@ -69,7 +81,7 @@ def open_experiment(
         tasks = [make_task(name, **fields) for name, fields in config["tasks"].items()]
         methods = [make_methods(config["methods"], task.max_new_tokens) for task in tasks]
         if only is not None:
-            methods = [{name: cfg for name, cfg in ways.items() if cfg.method == only} for ways in methods]
+            methods = [{name: cfg for name, cfg in each.items() if cfg.name == only} for each in methods]
             if not all(methods):
                 names = ", ".join(config["methods"])
                 raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
@@ -78,63 +90,74 @@ def open_experiment(
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
         made_by = provenance(config, model, tasks, seed)
         process.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
-        process = dataclasses.replace(process, together=several_processes(model.mesh))
+        process = dataclasses.replace(process, together=spans_processes(model.mesh))
         yield Experiment(folder, model, list(zip(tasks, methods, strict=True)), made_by, process)
 
 
 def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
-    """Decodes the config's tasks in all its ways: results.json, predictions.jsonl, traces.jsonl and report.html.
+    """Decodes the tasks of a config with all its methods.
 
-    An interrupted run goes on where it was; a finished one decodes nothing again, as long as config, model, data,
-    code and device are the same. Of a sweep's config the ways are the cells of its grid: decoded in turn, a few
-    batches at a time, their times can be compared. Several processes decode a part of each task's batches each, or
-    all of them together where the config's mesh is larger than one's own devices; process 0 writes what comes of
-    them.
+    Writes results.json, predictions.jsonl, traces.jsonl and report.html with its plots.
+
+    An interrupted run continues where it stopped, and a finished run decodes nothing again, as long as config,
+    model, data, code and device are the same. The methods of a sweep's config are the cells of its grid. They are
+    decoded in turn, batch by batch, so that their times can be compared.
+
+    Several processes decode a part of the batches each. If the config's mesh needs more devices than one process
+    has, they decode all batches together. Process 0 writes the results.
 
     Args:
-        config: as `experiments/configs/common.py` makes it.
-        workdir: made where it is missing.
+        config: an evaluation or sweep config, as `experiments/configs/common.py` makes it.
+        workdir: the folder for results. It is made if it is missing.
 
     Returns:
         The rows of results.json.
 
     Raises:
         ValueError: bad settings or data.
-        OSError: files that are missing, or a workdir that is in use or cannot be written.
+        OSError: a file is missing, or workdir is in use or cannot be written.
     """
     if "sweep" in config:
         config = {**config, "methods": sweep_methods(config["sweep"])}
     with open_experiment(config, workdir) as experiment:
-        folder, model, made_by = experiment.workdir, experiment.model, experiment.made_by
-        done = Predictions(folder, _key(made_by), experiment.process)
+        workdir, model, made_by = experiment.workdir, experiment.model, experiment.made_by
+        predictions = Predictions(workdir, _key(made_by), experiment.process)
         rows: list[dict[str, Any]] = []
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
-        for task, ways in experiment.tasks:
-            of_task = evaluate(
-                model, task, ways, batch_size=config["batch_size"], limit=config["limit"], done=done
+        for task, methods in experiment.tasks:
+            task_rows, task_lines = evaluate(
+                model,
+                task,
+                methods,
+                batch_size=config["batch_size"],
+                limit=config["limit"],
+                predictions=predictions,
             )
-            rows += of_task[0]
-            lines += of_task[1]
+            rows += task_rows
+            lines += task_lines
             if experiment.process.first or experiment.process.together:
-                traces += trace_texts(model, task, ways, *of_task, config.get("explore", 0))
+                traces += trace_texts(model, task, methods, task_rows, task_lines, config.get("explore", 0))
         if experiment.process.first:
-            write_json_lines(folder / "traces.jsonl", traces)
-            done.finish(lines, {"rows": rows, **made_by})
-            report_evaluation(folder, rows, made_by, traces)
+            write_json_lines(workdir / "traces.jsonl", traces)
+            predictions.finish(lines, {"rows": rows, **made_by})
+            report_evaluation(workdir, rows, made_by, traces)
         return rows
 
 
 def sweep_methods(grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
-    """Every combination of the values of each method's fields, under a name that tells them.
+    """Makes the cells of a grid: every combination of the values, for each method.
 
-    `dvp` exits from prune_layer on unless the grid says otherwise, as in the paper.
+    Where a cell has prune_layer and no min_exit_layer, both are the same, as in the paper (DVP).
 
     Args:
-        grid: lists of values under the names of fields of `DecodeConfig`, under the name of each method.
+        grid: for each method, lists of values by the names of fields of `DecodeConfig`.
+
+    Returns:
+        For each cell, fields of `DecodeConfig`. The name of a cell lists its method and values.
 
     Raises:
-        ValueError: a method that there is not, or a field without values.
+        ValueError: an unknown method, or a field without a list of values.
     """
     cells = {}
     for method, fields in grid.items():
@@ -146,30 +169,33 @@ def sweep_methods(grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, 
         for values in itertools.product(*fields.values()):
             cell = dict(zip(fields, values, strict=True))
             name = ",".join([method, *(f"{field}={value}" for field, value in cell.items())])
-            if method == "dvp" and "prune_layer" in cell:
+            if "prune_layer" in cell:
                 cell = {"min_exit_layer": cell["prune_layer"], **cell}
             cells[name] = {"method": method, **cell}
     return cells
 
 
 def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
-    """Evaluates a grid of settings: a file a cell under cells/, then sweep.json, plots and report.html.
+    """Evaluates a grid of settings.
 
-    An interrupted sweep decodes again the cell that was running, and no other, as long as model, data, code,
-    device and the cell's settings are the same; a grid that has grown decodes the new cells only. Several
-    processes decode a part of the cells each, or all of them together as in `run_evaluation`; process 0 writes
-    what comes of them.
+    Writes a file for each cell under cells/, then sweep.json and report.html with its plots.
+
+    An interrupted sweep continues with the cell that was running, as long as model, data, code, device and the
+    cell's settings are the same. If cells were added to the grid, only these are decoded.
+
+    Several processes decode a part of the cells each, or all cells together as in `run_evaluation`. Process 0
+    writes the results.
 
     Args:
-        config: as `experiments/configs/common.py` makes it.
-        workdir: made where it is missing.
+        config: a sweep config, as `experiments/configs/common.py` makes it.
+        workdir: the folder for results. It is made if it is missing.
 
     Returns:
         The cells of sweep.json: rows as in results.json.
 
     Raises:
         ValueError: bad settings or data.
-        OSError: files that are missing, or a workdir that is in use or cannot be written.
+        OSError: a file is missing, or workdir is in use or cannot be written.
     """
     with open_experiment({**config, "methods": sweep_methods(config["sweep"])}, workdir) as experiment:
         cells = decode_cells(experiment)
@@ -182,63 +208,87 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
 
 
 def decode_cells(experiment: Experiment) -> list[dict[str, Any]]:
-    """Decodes each method of a experiment by itself, into a file under cells/; the files that are there already stay.
+    """Decodes each method of an experiment by itself, into a file under cells/.
+
+    Methods whose file exists are not decoded again.
 
     Returns:
-        Of each method "rows", as in results.json, "predictions", as in predictions.jsonl, and "traces".
+        For each method its cell: "rows" as in results.json, "predictions" as in predictions.jsonl, and "traces" as
+        in traces.jsonl.
 
     Raises:
-        ValueError: settings that do not fit the model, found before anything is decoded; bad data; more processes
+        ValueError: settings that do not fit the model (before anything is decoded), bad data, or more processes
             than cells.
-        OSError: files that are missing or cannot be written, or the processes share no folder.
+        OSError: a file is missing or cannot be written, or the processes do not share a folder.
     """
-    model, config = experiment.model, experiment.made_by["config"]
-    tasks, methods = zip(*experiment.tasks, strict=True)
-    for cfg in methods[0].values():
+    model, config, process = experiment.model, experiment.made_by["config"], experiment.process
+    names = list(experiment.tasks[0][1])
+    for cfg in experiment.tasks[0][1].values():
         decode_policy(model, cfg)
-    made_each = {**experiment.made_by, "config": {**config, "methods": None, "sweep": None}}
-    if len(methods[0]) < experiment.process.parts:
-        raise ValueError(
-            f"num_processes is {experiment.process.parts}; allowed: at most the cells, {len(methods[0])}"
-        )
-    (experiment.workdir / "cells").mkdir(exist_ok=True)
-    keys = {name: _key({**made_each, "cell": config["methods"][name]}) for name in methods[0]}
-    paths = {name: experiment.workdir / "cells" / f"{name}.json" for name in methods[0]}
-
-    def found(name: str) -> dict[str, Any] | None:
-        cell = read_json(paths[name])
-        return cell if cell is not None and cell["key"] == keys[name] else None
-
-    missing = [name for name in methods[0] if found(name) is None]
-    experiment.process.wait()
-    for name in tqdm(experiment.process.part(missing), desc="sweep", unit="cell"):
-        ways = [{name: of_task[name]} for of_task in methods]
-        decoded = {**_decode_cell(model, tasks, ways, config), "key": keys[name]}
-        if experiment.process.writes:
-            write_json(paths[name], decoded)
-    experiment.process.wait()
-    cells = [cell for name in methods[0] if (cell := found(name)) is not None]
-    if len(cells) < len(methods[0]):
+    if len(names) < process.parts:
+        raise ValueError(f"num_processes is {process.parts}; allowed: at most the cells, {len(names)}")
+    files = _cell_files(experiment, names)
+    missing = [name for name in names if files[name].read() is None]
+    process.wait()
+    for name in tqdm(process.part(missing), desc="sweep", unit="cell"):
+        cell = _decode_cell(model, experiment.tasks, name, config)
+        if process.writes:
+            files[name].write(cell)
+    process.wait()
+    cells = [cell for cell in (files[name].read() for name in names) if cell is not None]
+    if len(cells) < len(names):
         raise OSError(f"workdir {experiment.workdir} lacks cells; allowed: a folder that all processes share")
-    for task in tasks:
+    for task, _ in experiment.tasks:
         compare_with_full([row for cell in cells for row in cell["rows"] if row["task"] == task.name])
     return cells
 
 
+@dataclasses.dataclass(frozen=True)
+class _CellFile:
+    """A cell on disk. It is valid under the key that it was written with."""
+
+    path: Path
+    key: str
+
+    def read(self) -> dict[str, Any] | None:
+        """The cell, or None if it is missing or was decoded under another key."""
+        cell = read_json(self.path)
+        return cell if cell is not None and cell["key"] == self.key else None
+
+    def write(self, cell: Mapping[str, Any]) -> None:
+        write_json(self.path, {**cell, "key": self.key})
+
+
+def _cell_files(experiment: Experiment, names: Sequence[str]) -> dict[str, _CellFile]:
+    folder = experiment.workdir / "cells"
+    folder.mkdir(exist_ok=True)
+    config = experiment.made_by["config"]
+    # The rest of the grid does not change a cell.
+    made_by = {**experiment.made_by, "config": {**config, "methods": None, "sweep": None}}
+    return {
+        name: _CellFile(folder / f"{name}.json", _key({**made_by, "cell": config["methods"][name]}))
+        for name in names
+    }
+
+
 def _decode_cell(
-    model: Model, tasks: Sequence[Task], ways: Sequence[Mapping[str, DecodeConfig]], config: Mapping[str, Any]
+    model: Model,
+    tasks: Sequence[tuple[Task, Mapping[str, DecodeConfig]]],
+    name: str,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     cell: dict[str, Any] = {"rows": [], "predictions": [], "traces": []}
-    for task, way in zip(tasks, ways, strict=True):
-        rows, lines = evaluate(model, task, way, batch_size=config["batch_size"], limit=config["limit"])
+    for task, methods in tasks:
+        method = {name: methods[name]}
+        rows, lines = evaluate(model, task, method, batch_size=config["batch_size"], limit=config["limit"])
         cell["rows"] += rows
         cell["predictions"] += lines
-        cell["traces"] += trace_texts(model, task, way, rows, lines, config.get("explore", 0))
+        cell["traces"] += trace_texts(model, task, method, rows, lines, config.get("explore", 0))
     return cell
 
 
 def _key(made_by: Mapping[str, Any]) -> str:
-    """A hash of all that decides what is decoded: under another one nothing that was found may be used."""
+    """Hashes everything that decides what is decoded. Texts found under another key must not be used."""
     config = {name: value for name, value in made_by["config"].items() if name != "explore"}
-    ours = {name: value for name, value in made_by.items() if name not in ("config", "time", "git_revision")}
-    return digest([config, ours, code_fingerprint()])
+    made_with = {name: value for name, value in made_by.items() if name not in ("config", "time", "git_revision")}
+    return digest([config, made_with, code_fingerprint()])

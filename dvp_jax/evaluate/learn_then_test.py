@@ -1,6 +1,6 @@
-"""Which settings keep a promise about their mean loss: Learn then Test (Angelopoulos et al., arXiv 2110.01052).
+"""Learn then Test (Angelopoulos et al., arXiv 2110.01052): which settings are certified to have a small mean loss.
 
-Every function takes arrays of any leading shape, so that thousands of calibrations can be simulated at once.
+All functions take arrays of any leading shape, so that thousands of calibrations can be simulated at once.
 """
 
 from __future__ import annotations
@@ -13,31 +13,43 @@ from jaxtyping import Bool, Float, Int
 from scipy import optimize, special, stats
 
 PValue = Callable[[Float[np.ndarray, "*shape"], int, float], Float[np.ndarray, "*shape"]]
-"""Of the null "the mean loss exceeds delta", from the risks seen on n examples, n, and delta."""
+"""A p-value of the null hypothesis that the mean loss exceeds delta.
+
+Its arguments are the mean losses measured on n examples, n, and delta.
+"""
 
 
 def hoeffding_bentkus(risks: Float[np.ndarray, "*shape"], n: int, delta: float) -> Float[np.ndarray, "*shape"]:
-    """The p-value for losses in [0, 1]: the smaller of Hoeffding's tight bound and Bentkus's.
+    """The Hoeffding-Bentkus p-value, for losses in [0, 1].
 
-    min(exp(-n h1(min(risk, delta), delta)), e P(Binomial(n, delta) <= ceil(n risk))), where h1 is the relative
-    entropy of two coins (Bates et al. 2021, arXiv 2101.02703; Learn then Test, Hoeffding-Bentkus p-values).
+    It is the smaller of two bounds, where h1(a, b) is the relative entropy of two coins:
+
+        min(exp(-n h1(min(risk, delta), delta)), e P(Binomial(n, delta) <= ceil(n risk)))
+
+    Source: Learn then Test (arXiv 2110.01052), section on Hoeffding-Bentkus p-values; Bates et al. 2021 (arXiv
+    2101.02703).
 
     Args:
-        risks: mean losses of n independent examples.
-        n: how many.
-        delta: in (0, 1).
+        risks: mean losses on n independent examples.
+        n: number of examples.
+        delta: the tolerance, in (0, 1).
     """
     below = np.minimum(risks, delta)
-    # rel_entr has 0 log 0 = 0, which a risk of 0 asks for.
+    # A risk of 0 needs 0 log 0 = 0, which rel_entr has.
     entropy = special.rel_entr(below, delta) + special.rel_entr(1 - below, 1 - delta)
     return np.minimum(np.exp(-n * entropy), np.e * stats.binom.cdf(np.ceil(_totals(risks, n)), n, delta))
 
 
 def exact_binomial(risks: Float[np.ndarray, "*shape"], n: int, delta: float) -> Float[np.ndarray, "*shape"]:
-    """The p-value for losses that are 0 or 1: P(Binomial(n, delta) <= n risk). Arguments as `hoeffding_bentkus`.
+    """The exact p-value for losses that are 0 or 1: P(Binomial(n, delta) <= n risk).
+
+    Args:
+        risks: mean losses on n independent examples.
+        n: number of examples.
+        delta: the tolerance, in (0, 1).
 
     Raises:
-        ValueError: n risk is no whole number, hence some loss neither 0 nor 1.
+        ValueError: n risk is not a whole number, so some loss is neither 0 nor 1.
     """
     totals = _totals(risks, n)
     if (totals % 1 != 0).any():
@@ -47,9 +59,14 @@ def exact_binomial(risks: Float[np.ndarray, "*shape"], n: int, delta: float) -> 
 
 
 def hoeffding(risks: Float[np.ndarray, "*shape"], n: int, delta: float) -> Float[np.ndarray, "*shape"]:
-    """The p-value in CALM's text, for losses in [0, 1]: exp(-2 n max(0, delta - risk)^2).
+    """Hoeffding's p-value, for losses in [0, 1]: exp(-2 n max(0, delta - risk)^2).
 
-    Never below that of `hoeffding_bentkus`, whose arguments it takes.
+    It is the one in the text of CALM (arXiv 2207.07061), and is never smaller than `hoeffding_bentkus`.
+
+    Args:
+        risks: mean losses on n independent examples.
+        n: number of examples.
+        delta: the tolerance, in (0, 1).
     """
     return np.exp(-2 * n * np.maximum(0.0, delta - np.asarray(risks)) ** 2)
 
@@ -62,19 +79,20 @@ P_VALUES: dict[str, PValue] = {
 
 
 def _totals(risks: Float[np.ndarray, "*shape"], n: int) -> Float[np.ndarray, "*shape"]:
-    """Sums of losses. A mean of 3/n, times n, may be a little above 3, and must not be taken for 4."""
+    """Sums of losses. The product n * (3 / n) may be a little above 3, and its ceiling must not be 4."""
     return np.round(n * np.asarray(risks, np.float64), 9)
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What Learn then Test found of each setting.
+    """The result of Learn then Test for each setting.
 
     Attributes:
-        level: at which each path was tested.
-        p_values: of all settings, those that were not tested too.
-        tested: whether every setting before it on its path was rejected.
-        rejected: tested, with a p-value of at most the level: the setting keeps the promise.
+        level: the level at which each path was tested.
+        p_values: the p-value of every setting, tested or not.
+        tested: whether the setting was tested: every setting before it on its path was rejected.
+        rejected: whether the setting was tested and its p-value is at most the level. Its null hypothesis is
+            rejected, so the setting is certified.
     """
 
     level: float
@@ -92,29 +110,31 @@ def learn_then_test(
     epsilon: float,
     p_value: str = "hoeffding_bentkus",
 ) -> Certificate:
-    """Certifies settings: with probability at least 1 - epsilon none that is rejected has a mean loss above delta.
+    """Certifies settings: with probability at least 1 - epsilon no rejected setting has a mean loss above delta.
 
-    Along each path settings are tested in order, at level epsilon / len(paths), up to the first that is not
+    The settings of each path are tested in order, at level epsilon / len(paths), up to the first one that is not
     rejected (fixed-sequence testing, as CALM does for its one threshold, arXiv 2207.07061).
 
-    Why that holds, if the n examples are independent draws and the paths were fixed before their losses were seen:
-    the first setting on a path whose mean loss does exceed delta is rejected with probability at most the level,
-    since its p-value is at most u with probability at most u; and no later one can be unless it is. So a path
-    rejects any such setting with probability at most epsilon / len(paths), and some path does with at most
-    epsilon (Bonferroni). Nothing is assumed of how the loss changes along a path, nor of how losses depend on one
-    another. As all that is rejected keeps the promise at once, any of it may be chosen, by the same examples' cost
-    for instance.
+    The guarantee needs n independent examples, and paths that were fixed before the losses were seen. Proof:
+    Take the first setting on a path whose mean loss exceeds delta. A p-value is at most u with probability at
+    most u, so this setting is rejected with probability at most the level. Later settings on the path are
+    rejected only if it is. So a path rejects a setting whose mean loss exceeds delta with probability at most
+    epsilon / len(paths), and any of the paths does so with probability at most epsilon (Bonferroni).
+
+    Nothing is assumed about how the loss changes along a path, or about how the losses of settings depend on each
+    other. The guarantee is for all rejected settings at once, so any of them may be chosen, for example by its
+    cost on the same examples.
 
     Args:
-        risks: mean losses of the n examples, in [0, 1].
-        n: how many.
-        paths: indices of settings, each in the order of testing, each setting on one path.
+        risks: mean losses on the n examples, in [0, 1].
+        n: number of examples.
+        paths: indices of settings in the order of testing. Each setting is on one path.
         delta: the tolerance, in (0, 1).
-        epsilon: the error level, in (0, 1).
+        epsilon: the probability of error, in (0, 1).
         p_value: a name in `P_VALUES`.
 
     Raises:
-        ValueError: one of these is not so.
+        ValueError: an argument is outside its bounds, or a setting is on no path or on several.
     """
     risks = np.asarray(risks, np.float64)
     check_promise(delta, epsilon, p_value)
@@ -138,7 +158,7 @@ def learn_then_test(
 
 
 def check_promise(delta: float, epsilon: float, p_value: str = "hoeffding_bentkus") -> None:
-    """Raises ValueError where delta or epsilon is not in (0, 1), or there is no such p-value."""
+    """Raises ValueError if delta or epsilon is outside (0, 1), or if the p-value is unknown."""
     for name, value in (("delta", delta), ("epsilon", epsilon)):
         if not 0 < value < 1:  # NaN fails too
             raise ValueError(f"{name} is {value}; allowed: between 0 and 1, both excluded")
@@ -147,7 +167,11 @@ def check_promise(delta: float, epsilon: float, p_value: str = "hoeffding_bentku
 
 
 def smallest_delta(n: int, level: float, p_value: str = "hoeffding_bentkus") -> float:
-    """The smallest delta that n examples can certify at a level: that of no loss at all. 1 where none can be."""
+    """Computes the smallest delta that n examples can certify at a level: the one for a mean loss of 0.
+
+    Returns:
+        The delta, or 1 if none can be certified.
+    """
     test = P_VALUES[p_value]
 
     def excess(delta: float) -> float:
@@ -160,16 +184,17 @@ def smallest_delta(n: int, level: float, p_value: str = "hoeffding_bentkus") -> 
 def choose(
     costs: Float[np.ndarray, "*batch settings"], allowed: Bool[np.ndarray, "*batch settings"], full_cost: float
 ) -> Int[np.ndarray, "*batch"]:
-    """The cheapest allowed setting, or -1, the full model, where none is cheaper than that.
+    """Chooses the cheapest allowed setting, or the full model if no allowed setting is cheaper.
 
     Args:
-        costs: of the settings.
-        allowed: whether each may be chosen.
-        full_cost: of the full model, which has no loss, hence needs no test.
+        costs: cost of each setting.
+        allowed: whether each setting may be chosen.
+        full_cost: cost of the full model. It has no loss, so it needs no test.
 
     Returns:
-        Indices of settings; among equals, the first.
+        Indices of settings, -1 for the full model. Of equally cheap settings the first is chosen.
     """
-    open_to_choice = np.where(allowed, costs, np.inf)
-    candidates = np.concatenate([np.full((*open_to_choice.shape[:-1], 1), full_cost), open_to_choice], axis=-1)
+    allowed_costs = np.where(allowed, costs, np.inf)
+    full_costs = np.full((*allowed_costs.shape[:-1], 1), full_cost)
+    candidates = np.concatenate([full_costs, allowed_costs], axis=-1)  # (*batch, 1 + settings)
     return candidates.argmin(axis=-1) - 1

@@ -1,4 +1,4 @@
-"""The plots and reports of `evaluate` and `sweep`."""
+"""HTML reports of an evaluation and of a sweep: which tables and plots they have."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvp_jax.evaluate.evaluation import describe, results_table
-from dvp_jax.report.html import Section, tables_of, write_report
+from dvp_jax.evaluate.results import Row, describe, full_model, quality, results_table, rows_per_task, work
+from dvp_jax.report.html import write_report
 from dvp_jax.report.pareto import pareto_frontier
 from dvp_jax.report.plots import heat_map, measures_compared, quality_against_cost
+from dvp_jax.report.table import Section
 
-Row = Mapping[str, Any]
-Plots = list[tuple[str, Path]]
+Plots = list[tuple[str, Path]]  # captions and SVG files
 
 
 def report_evaluation(
     workdir: Path, rows: Sequence[Row], provenance: Mapping[str, Any], traces: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes report.html, and the plots in it, from the rows of results.json."""
+    """Writes report.html and its plots.
+
+    Args:
+        workdir: an existing folder.
+        rows: rows of results.json.
+        provenance: where the figures come from, for the end of the report.
+        traces: rows of traces.jsonl, for the explorer of the report.
+    """
     sections = [
         Section(
             task,
-            tables=tables_of(results_table(of_task)),
-            plots=(*_measures(workdir, of_task), *_quality_against_costs(workdir, of_task)),
+            (results_table(task_rows),),
+            (*_measures(workdir, task_rows), *_quality_against_costs(workdir, task_rows)),
         )
-        for task, of_task in _by_task(rows)
+        for task, task_rows in rows_per_task(rows).items()
     ]
     write_report(workdir / "report.html", "Evaluation", sections, provenance, traces)
 
@@ -33,59 +40,54 @@ def report_evaluation(
 def report_sweep(
     workdir: Path, cells: Sequence[Row], provenance: Mapping[str, Any], traces: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes report.html, and the plots in it, from the cells of sweep.json."""
+    """Writes report.html and its plots.
+
+    Args:
+        workdir: an existing folder.
+        cells: cells of sweep.json.
+        provenance: where the figures come from, for the end of the report.
+        traces: rows of traces.jsonl, for the explorer of the report.
+    """
     sections = []
-    for task, of_task in _by_task(cells):
-        best = pareto_frontier([work(cell) for cell in of_task], [quality(cell) for cell in of_task])
+    for task, task_cells in rows_per_task(cells).items():
+        best = pareto_frontier([work(cell) for cell in task_cells], [quality(cell) for cell in task_cells])
+        text = f"{advice(task_cells)} The table has the cells that no other one beats in both."
         plots = [
-            *_measures(workdir, of_task),
-            *_quality_against_costs(workdir, of_task),
-            *_heat_maps(workdir, of_task),
+            *_measures(workdir, task_cells),
+            *_quality_against_costs(workdir, task_cells),
+            *_heat_maps(workdir, task_cells),
         ]
         sections += [
-            Section(
-                f"{task}: what to use",
-                f"{advice(of_task)} The table has the cells that no other one beats in both.",
-                tables_of(results_table([of_task[index] for index in best])),
-                tuple(plots),
-            ),
-            Section(f"{task}: all cells", tables=tables_of(results_table(of_task))),
+            Section(f"{task}: what to use", (text, results_table([task_cells[index] for index in best])), plots),
+            Section(f"{task}: all cells", (results_table(task_cells),)),
         ]
     write_report(workdir / "report.html", "Sweep", sections, provenance, traces)
 
 
-def quality(row: Row) -> float:
-    """A row's first metric, the one to quote."""
-    return next(iter(row["metric"].values()))
-
-
-def work(row: Row) -> float:
-    """FLOPs per token of decoder layers and unembedding: unlike times, the same in every run."""
-    return row["layer_flops_per_token"] + row["unembedding_flops_per_token"]
-
-
 def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
-    """Which cell to use: the one with the least work of those within `loss` points of the full model's quality."""
-    full = next((cell for cell in cells if cell["method"] == "full"), None)
-    aim = quality(full) if full else max(map(quality, cells))
-    good = [cell for cell in cells if quality(cell) >= aim - loss]
+    """Recommends the cell with the least work among those whose quality is close to the full model's.
+
+    Args:
+        cells: cells of one task.
+        loss: how many points of the first metric a cell may be below the full model, or below the best cell if the
+            full model is not among the cells.
+    """
+    full = full_model(cells)
+    target = quality(full) if full else max(map(quality, cells))
+    good = [cell for cell in cells if quality(cell) >= target - loss]
     best = min(good, key=work)
-    metric, whom = next(iter(best["metric"])), "the full model" if full else "the best cell"
+    metric, reference = next(iter(best["metric"])), "the full model" if full else "the best cell"
     name = ", ".join(filter(None, (best["method"], describe(best))))
     return (
-        f"{len(good)} of {len(cells)} cells are within {loss:g} of {whom}'s {metric}, {aim:.2f}. Of them the "
-        f"fewest FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
+        f"{len(good)} of {len(cells)} cells are within {loss:g} of {reference}'s {metric}, {target:.2f}. Of them "
+        f"the fewest FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
         f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is "
         "seen on these texts, and no guarantee for others."
     )
 
 
-def _by_task(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    names = dict.fromkeys(row["task"] for row in rows)
-    return [(name, [row for row in rows if row["task"] == name]) for name in names]
-
-
 def _quality_against_costs(workdir: Path, rows: Sequence[Row]) -> Plots:
+    """Draws quality against confidence FLOPs, and against time."""
     metric, task = next(iter(rows[0]["metric"])), rows[0]["task"]
     plots = []
     for field, cost in (
@@ -103,12 +105,13 @@ def _quality_against_costs(workdir: Path, rows: Sequence[Row]) -> Plots:
 
 
 def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
-    """Where there are several measures: each method with each of them, over its thresholds."""
+    """Draws quality against cost for each method and confidence measure, if there are several measures."""
     if len({cell["confidence"] for cell in cells} - {None}) < 2:
         return []
     curves: dict[str, dict[str, Any]] = {}
     for cell in cells:
         method, measure = cell["method"], cell["confidence"]
+        # The points of a curve differ in their threshold only.
         settings = describe({**cell, "threshold": None, "confidence": None})
         label = ", ".join(filter(None, (method, measure, settings)))
         curve = curves.setdefault(label, {"label": label, "method": method, "measure": measure, "points": []})
@@ -122,21 +125,21 @@ def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
 
 
 def _heat_maps(workdir: Path, cells: Sequence[Row]) -> Plots:
-    """Quality and mean exit over (p, K), a map for each setting of what else was swept."""
+    """Draws quality and mean exit over p and K, once for each combination of the other settings."""
     metric, task = next(iter(cells[0]["metric"])), cells[0]["task"]
     groups: dict[str, list[Row]] = {}
     for cell in cells:
         if cell["prune_layer"]:
-            others = {**cell, "prune_layer": None, "prune_size": None, "min_exit_layer": None}
-            groups.setdefault(describe(others), []).append(cell)
+            other_settings = {**cell, "prune_layer": None, "prune_size": None, "min_exit_layer": None}
+            groups.setdefault(describe(other_settings), []).append(cell)
     values: dict[str, Callable[[Row], float]] = {
         metric: quality,
         "mean exit": lambda cell: cell["mean_exit_layer"],
     }
     plots = []
-    for number, (rest, group) in enumerate(groups.items(), start=1):
+    for number, (settings, group) in enumerate(groups.items(), start=1):
         for name, value in values.items():
             path = workdir / f"{task}_{name.replace(' ', '_')}_over_p_and_K_{number}.svg"
             heat_map({(cell["prune_layer"], cell["prune_size"]): value(cell) for cell in group}, path, label=name)
-            plots.append((f"{name} over p and K, {rest}", path))
+            plots.append((f"{name} over p and K, {settings}", path))
     return plots

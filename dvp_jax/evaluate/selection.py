@@ -1,4 +1,4 @@
-"""Chooses p, K and threshold from data: the cheapest setting whose texts are as good as was promised."""
+"""Selects p, K and threshold from data: the cheapest setting whose texts are as good as promised."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ from jaxtyping import Float
 from dvp_jax.data.task import Example
 from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, sweep_methods
 from dvp_jax.evaluate.learn_then_test import check_promise, choose, learn_then_test, smallest_delta
-from dvp_jax.evaluate.reports import work
+from dvp_jax.evaluate.results import Row, work
 from dvp_jax.metrics.quality import text_quality
+from dvp_jax.report.table import Table
 from dvp_jax.runs.files import write_json
 
 KINDS = {
     "textual": "the distance (1 - {measure}) between its text and the full model's",
     "risk": "what its text loses in {measure} against the references, where the full model's is better,",
 }
-"""The two promises of CALM (arXiv 2207.07061): textual consistency and risk consistency."""
+"""The two promises of CALM (arXiv 2207.07061), textual and risk consistency, and the loss that each is about."""
 
 FEW = 20
-"""Calibration examples below which to warn."""
+"""With fewer calibration examples there is a warning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Promise:
-    """That a loss of each text, in [0, 1], is at most `delta` on average.
+    """The promise that the mean loss of a setting's texts is at most `delta`.
 
     Attributes:
-        kind: "textual": the loss is 1 - quality, the full model's text being the reference. "risk": it is
-            max(0, quality of the full model's text - quality of the text), both against the references.
+        kind: how the loss of a text is computed, in [0, 1]. "textual": 1 - quality, with the full model's text
+            as the reference. "risk": max(0, quality of the full model's text - quality of the text), both with
+            the task's references.
         delta: the tolerance, in (0, 1).
-        epsilon: how often, over the draw of the calibration examples, the promise may be broken, in (0, 1).
-        measure: of quality, a name in `MEASURES`; None for the task's own.
-        p_value: a name in `P_VALUES`.
+        epsilon: the probability, over the draw of the calibration examples, that the promise is broken, in (0, 1).
+        measure: the measure of quality, a name in `dvp_jax.metrics.quality.MEASURES`; None for the task's own.
+        p_value: a name in `dvp_jax.evaluate.learn_then_test.P_VALUES`.
+
+    Raises:
+        ValueError: an unknown name, or a value outside its bounds.
     """
 
     kind: str = "textual"
@@ -57,7 +62,16 @@ class Promise:
     def losses(
         self, texts: Sequence[str], full_texts: Sequence[str], examples: Sequence[Example]
     ) -> Float[np.ndarray, " examples"]:
-        """The loss of each text, in [0, 1]; 0 where it is the full model's. `measure` must be set."""
+        """Computes the loss of each text; `measure` must be set.
+
+        Args:
+            texts: the texts of a setting.
+            full_texts: the full model's texts for the same examples.
+            examples: the examples, with their references.
+
+        Returns:
+            Losses in [0, 1]. The loss is 0 for a text that equals the full model's.
+        """
         return np.array([self._loss(*each) for each in zip(texts, full_texts, examples, strict=True)])
 
     def _loss(self, text: str, full_text: str, example: Example) -> float:
@@ -80,62 +94,61 @@ def select(
     check: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Decodes a grid over the calibration examples and returns the cheapest setting that keeps the promise.
+    """Decodes a grid of settings on the calibration examples and selects the cheapest one that keeps the promise.
 
-    Cost is FLOPs per token of decoder layers and unembedding. With a guarantee, the setting is the cheapest that
-    `learn_then_test` certifies, on one path for each combination of p, K and what else the grid has, from the
-    highest threshold to the lowest ("static": from the deepest exit). What it asks: that the examples are
-    independent draws of what the setting will be used on (questions on one paragraph are not quite), and that
-    grid, delta, epsilon, measure and p-value were chosen before their texts were looked at; of several
-    deltas each is kept with its own probability, and not all at once.
+    The cost of a setting is its FLOPs per token, in the decoder layers and the unembedding.
 
-    Without, it is the cheapest whose mean loss on these examples is at most delta, for a quick look: of many
-    settings the one that seems to keep a promise is often one that was lucky.
+    With a guarantee, the selected setting is the cheapest that `learn_then_test` certifies. A path has the
+    settings that differ in their threshold only, from the highest to the lowest, or for "static" in their exit
+    layer only, from the deepest. The guarantee holds if the examples are independent draws of the texts that the
+    setting will be used on (questions about one paragraph are not quite independent), and if grid, delta,
+    epsilon, measure and p-value were chosen before the texts were seen. Each of several deltas is kept with its
+    own probability, not all at once.
 
-    Cells are those of `run_sweep`: what was decoded in this workdir is not decoded again.
+    Without a guarantee, the selected setting is the cheapest whose mean loss on these examples is at most delta.
+    This is for a quick look: the best of many settings is often one that was lucky.
+
+    Cells are decoded as by `run_sweep`. Cells that are in workdir already are not decoded again.
 
     Args:
-        config: of a sweep, as `experiments/configs/common.py` makes it.
-        workdir: made where it is missing.
-        promise: what to keep.
-        guarantee: whether to test it.
-        task: which of the config's tasks; None where there is one.
-        check: a config whose task of that name holds other examples; there the loss of the returned setting is
-            measured once more. Decoded into a folder of its own under workdir.
-        output: of the result as JSON; None for workdir/selected.json.
+        config: a sweep config, as `experiments/configs/common.py` makes it. Its examples are the calibration
+        examples. workdir: the folder for results. It is made if it is missing. promise: the promise to keep.
+        guarantee: whether to test the promise. task: name of one of the config's tasks; None if there is one
+        task only. check: a config whose task of the same name has other examples. The loss of the selected
+        setting is measured
+            on them too. They are decoded into the folder "check" under workdir.
+        output: path of the JSON file for the result; None for workdir/selected.json.
 
     Returns:
-        "config", as `load_decode_config` reads it, with what was promised, seen and tested.
+        What is written to the JSON file: "config", which `load_decode_config` reads, and what was promised,
+        measured and tested.
 
     Raises:
         ValueError: bad settings or data.
-        OSError: files that are missing, or a workdir that is in use or cannot be written.
+        OSError: a file is missing, or workdir is in use or cannot be written.
     """
     config = _with_task({**config, "sweep": {"full": {}, **config["sweep"]}}, task)
     methods = sweep_methods(config["sweep"])
     paths = ordered_paths(methods)
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
-        ((of_task, cfgs),) = experiment.tasks
-        promise = dataclasses.replace(promise, measure=promise.measure or of_task.measure)
-        n = len(of_task.load()[: config["limit"]])
+        ((the_task, cfgs),) = experiment.tasks
+        promise = dataclasses.replace(promise, measure=promise.measure or the_task.measure)
+        n = len(the_task.load()[: config["limit"]])
         if guarantee:
             _warn_of_reach(n, promise, len(paths))
         rows, losses = _decode(experiment, promise)
         full = next(iter(rows.values()))
-        settings, certificate = _test(rows, losses, paths, promise, guarantee)
+        settings = _describe_settings(rows, losses, paths, promise)
+        certificate = _certify(settings, n, paths, promise) if guarantee else None
         allowed = np.array([setting["rejected" if guarantee else "within"] for setting in settings], bool)
         costs = np.array([setting["flops_per_token"] for setting in settings])
         index = int(choose(costs, allowed, work(full)))
         returned = full["name"] if index < 0 else settings[index]["name"]
-        seen = {"calibration": _seen(rows, losses, returned)}
+        measured = {"calibration": _measured(rows, losses, returned)}
         if check is not None:
-            checking = {
-                **_with_task(check, of_task.name),
-                **{name: config[name] for name in ("model", "dtype", "batch_size", "explore")},
-                "methods": {name: methods[name] for name in (full["name"], returned)},
-            }
-            with open_experiment(checking, experiment.workdir / "check", model=experiment.model) as held_out:
-                seen["check"] = _seen(*_decode(held_out, promise), returned)
+            compared = {name: methods[name] for name in (full["name"], returned)}
+            check = {**_with_task(check, the_task.name), "methods": compared}
+            measured["check"] = _measure_on_other_examples(experiment, check, promise, returned)
         result = {
             "config": dataclasses.asdict(cfgs[returned]),
             "returned": returned,
@@ -144,7 +157,7 @@ def select(
             "promise": dataclasses.asdict(promise),
             "certificate": certificate,
             "settings": settings,
-            "seen": seen,
+            "seen": measured,
             "made_by": experiment.made_by,
         }
         write_json(Path(output) if output else experiment.workdir / "selected.json", result)
@@ -152,14 +165,14 @@ def select(
 
 
 def ordered_paths(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The order in which settings are tested; of the settings alone, so that it is fixed before any text is seen.
+    """Orders settings into paths for testing. The order depends on the settings only, not on their texts.
 
     Args:
-        methods: fields of `DecodeConfig` under the name of each setting; "full" needs no test.
+        methods: for each setting, fields of `DecodeConfig`. The setting "full" needs no test and is skipped.
 
     Returns:
-        Under the name of each path, settings that differ in nothing but their threshold, from the highest to the
-        lowest; of "static" in nothing but their exit, from the deepest. Both are orders of falling cost.
+        For each path, names of settings that differ in their threshold only, from the highest to the lowest, or in
+        their static exit layer only, from the deepest. Both are orders of falling cost.
     """
     paths: dict[str, list[str]] = {}
     for name, fields in methods.items():
@@ -175,11 +188,12 @@ def ordered_paths(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, list[st
 
 
 def _ordered(fields: Mapping[str, Any]) -> str:
-    return "static_exit_layer" if fields["method"] == "static" else "threshold"
+    """The field by which the settings of a path are ordered."""
+    return "static_exit_layer" if "static_exit_layer" in fields else "threshold"
 
 
 def _with_task(config: Mapping[str, Any], task: str | None) -> dict[str, Any]:
-    """The config with one of its tasks."""
+    """The config with one of its tasks only."""
     tasks = config["tasks"]
     name = next(iter(tasks)) if task is None and len(tasks) == 1 else task
     if name not in tasks:
@@ -188,6 +202,7 @@ def _with_task(config: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 
 
 def _warn_of_reach(n: int, promise: Promise, num_paths: int) -> None:
+    """Warns if there are few examples, or too few to certify the promised delta."""
     reach = smallest_delta(n, promise.epsilon / max(num_paths, 1), promise.p_value)
     if n < FEW or promise.delta < reach:
         warnings.warn(
@@ -199,26 +214,28 @@ def _warn_of_reach(n: int, promise: Promise, num_paths: int) -> None:
 
 def _decode(
     experiment: Experiment, promise: Promise
-) -> tuple[dict[str, dict[str, Any]], dict[str, Float[np.ndarray, " examples"]]]:
-    """Rows and losses of each method of a experiment of one task, the full model first."""
+) -> tuple[dict[str, Row], dict[str, Float[np.ndarray, " examples"]]]:
+    """Decodes the cells of an experiment with one task.
+
+    Returns:
+        The row of results and the losses of each cell by its name, the full model first.
+    """
     cells = decode_cells(experiment)
     ((task, _),) = experiment.tasks
     examples = task.load()[: experiment.made_by["config"]["limit"]]
-    texts = {cell["rows"][0]["name"]: [line["text"] for line in cell["predictions"]] for cell in cells}
-    full_texts = next(iter(texts.values()))
-    losses = {name: promise.losses(own, full_texts, examples) for name, own in texts.items()}
-    return {cell["rows"][0]["name"]: cell["rows"][0] for cell in cells}, losses
+    rows = {cell["rows"][0]["name"]: cell["rows"][0] for cell in cells}
+    texts = [[line["text"] for line in cell["predictions"]] for cell in cells]
+    return rows, {name: promise.losses(each, texts[0], examples) for name, each in zip(rows, texts, strict=True)}
 
 
-def _test(
-    rows: Mapping[str, Mapping[str, Any]],
+def _describe_settings(
+    rows: Mapping[str, Row],
     losses: Mapping[str, Float[np.ndarray, " examples"]],
     paths: Mapping[str, Sequence[str]],
     promise: Promise,
-    guarantee: bool,
-) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """What is known of each setting, path by path in the order of testing, and what holds for all of them."""
-    settings: list[dict[str, Any]] = [
+) -> list[dict[str, Any]]:
+    """Mean loss and cost of each setting, path by path in the order of testing."""
+    return [
         {
             "name": name,
             "path": path,
@@ -231,33 +248,49 @@ def _test(
         for path, names in paths.items()
         for name in names
     ]
-    if not guarantee:
-        return settings, None
-    n = len(next(iter(losses.values())))
-    indices = [[i for i, setting in enumerate(settings) if setting["path"] == path] for path in paths]
-    risks = np.array([setting["risk"] for setting in settings])
-    found = learn_then_test(
-        risks, n, indices, delta=promise.delta, epsilon=promise.epsilon, p_value=promise.p_value
+
+
+def _certify(
+    settings: Sequence[dict[str, Any]], n: int, paths: Mapping[str, Sequence[str]], promise: Promise
+) -> dict[str, Any]:
+    """Tests settings by `learn_then_test`, adds the outcome to each, and returns what holds for all of them."""
+    certificate = learn_then_test(
+        np.array([setting["risk"] for setting in settings]),
+        n,
+        [[index for index, setting in enumerate(settings) if setting["path"] == path] for path in paths],
+        delta=promise.delta,
+        epsilon=promise.epsilon,
+        p_value=promise.p_value,
     )
-    for i, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         setting |= {
-            "p_value": float(found.p_values[i]),
-            "level": found.level,
-            "tested": bool(found.tested[i]),
-            "rejected": bool(found.rejected[i]),
+            "p_value": float(certificate.p_values[index]),
+            "level": certificate.level,
+            "tested": bool(certificate.tested[index]),
+            "rejected": bool(certificate.rejected[index]),
         }
-    return settings, {
+    return {
         "n": n,
         "paths": list(paths),
-        "level": found.level,
-        "smallest_delta": smallest_delta(n, found.level, promise.p_value),
+        "level": certificate.level,
+        "smallest_delta": smallest_delta(n, certificate.level, promise.p_value),
     }
 
 
-def _seen(
-    rows: Mapping[str, Mapping[str, Any]], losses: Mapping[str, Float[np.ndarray, " examples"]], name: str
+def _measure_on_other_examples(
+    experiment: Experiment, check: Mapping[str, Any], promise: Promise, name: str
 ) -> dict[str, Any]:
-    """What one set of examples says of the setting that was returned."""
+    """Decodes the examples of another config with the experiment's model, and measures the setting `name`."""
+    config = experiment.made_by["config"]
+    same = {field: config[field] for field in ("model", "dtype", "batch_size", "explore")}
+    with open_experiment({**check, **same}, experiment.workdir / "check", model=experiment.model) as held_out:
+        return _measured(*_decode(held_out, promise), name)
+
+
+def _measured(
+    rows: Mapping[str, Row], losses: Mapping[str, Float[np.ndarray, " examples"]], name: str
+) -> dict[str, Any]:
+    """Loss, quality and cost of one setting on one set of examples."""
     row, full = rows[name], next(iter(rows.values()))
     return {
         "num_examples": len(losses[name]),
@@ -272,7 +305,7 @@ def _seen(
 
 
 def _statement(promise: Promise, n: int, guarantee: bool, any_allowed: bool, is_full: bool) -> str:
-    """What the result says, in words."""
+    """The result in words."""
     kept = "is certified" if guarantee else "keeps the promise on these examples"
     if is_full and any_allowed:
         return f"Returned is the full model: no setting that {kept} takes fewer FLOPs."
@@ -287,32 +320,55 @@ def _statement(promise: Promise, n: int, guarantee: bool, any_allowed: bool, is_
     )
 
 
-def selection_table(result: Mapping[str, Any]) -> str:
-    """What was promised beside what was seen, as a Markdown table."""
-    seen = result["seen"]
-    metrics = list(seen["calibration"]["metric"])
-    head = ["examples", "promised", "seen", *metrics, "mean exit", "FLOPs of full", "speed-up"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for name, found in seen.items():
-        cells = [f"{name}, {found['num_examples']}", f"{result['promise']['delta']:g}", f"{found['risk']:.4f}"]
-        cells += [f"{found['metric'][metric]:.2f} (full {found['full_metric'][metric]:.2f})" for metric in metrics]
-        cells += [f"{found['mean_exit_layer']:.2f} of {found['num_layers']}", f"{100 * found['flops']:.0f} %"]
-        lines.append("| " + " | ".join([*cells, f"{found['speed_up']:.2f}x"]) + " |")
-    return "\n".join(lines)
+def selection_table(result: Mapping[str, Any]) -> Table:
+    """Shows what was promised and what was measured, one row for each set of examples.
+
+    Args:
+        result: from `select`.
+    """
+    metrics = list(result["seen"]["calibration"]["metric"])
+    return Table(
+        ["examples", "promised", "seen", *metrics, "mean exit", "FLOPs of full", "speed-up"],
+        [
+            [
+                f"{name}, {measured['num_examples']}",
+                f"{result['promise']['delta']:g}",
+                f"{measured['risk']:.4f}",
+                *(
+                    f"{measured['metric'][metric]:.2f} (full {measured['full_metric'][metric]:.2f})"
+                    for metric in metrics
+                ),
+                *_cost_cells(measured),
+            ]
+            for name, measured in result["seen"].items()
+        ],
+    )
 
 
-def promises_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Several results of `select` as a Markdown table; mean exit and costs on the examples to check on, if any."""
-    head = ["promise", "promised", "seen", "seen on others", "mean exit", "FLOPs of full", "speed-up", "returned"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 2) + " --- |"]
+def promises_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Shows several results of `select`. Mean exit and costs are those on the check examples, if there are any."""
+    rows = []
     for result in results:
         calibration, check = result["seen"]["calibration"], result["seen"].get("check")
-        cost = check or calibration
-        cells = [result["promise"]["kind"], f"{result['promise']['delta']:g}", f"{calibration['risk']:.4f}"]
-        cells += [
-            f"{check['risk']:.4f}" if check else "",
-            f"{cost['mean_exit_layer']:.2f} of {cost['num_layers']}",
-        ]
-        cells += [f"{100 * cost['flops']:.0f} %", f"{cost['speed_up']:.2f}x", f"`{result['returned']}`"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                result["promise"]["kind"],
+                f"{result['promise']['delta']:g}",
+                f"{calibration['risk']:.4f}",
+                f"{check['risk']:.4f}" if check else "",
+                *_cost_cells(check or calibration),
+                f"`{result['returned']}`",
+            ]
+        )
+    return Table(
+        ["promise", "promised", "seen", "seen on others", "mean exit", "FLOPs of full", "speed-up", "returned"],
+        rows,
+    )
+
+
+def _cost_cells(measured: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{measured['mean_exit_layer']:.2f} of {measured['num_layers']}",
+        f"{100 * measured['flops']:.0f} %",
+        f"{measured['speed_up']:.2f}x",
+    ]

@@ -1,7 +1,7 @@
 "use strict";
 
-// Shows one example at a time, decoded in one way or in two. Text from data and model enters the page as text nodes
-// only, never as markup.
+// Shows one example at a time, as one run or two runs decoded it. Text from data and model enters the page as text
+// nodes only, never as markup.
 
 const FIELDS = ["method", "settings", "threshold", "name"];
 const NO_RUN = "";
@@ -17,11 +17,11 @@ const sides = [...document.querySelectorAll(".run")].map((element, index) => ({
   settings: element.querySelector(".settings"),
   text: element.querySelector(".text"),
   tokens: element.querySelector(".tokens"),
-  wanted: {}, // what the reader chose, kept for examples that have it
-  chosen: null, // the output shown
+  wanted: {}, // the reader's choices, kept for the next example
+  chosen: null, // the output on display
 }));
 
-/** A new element; children that are strings become text. */
+/** Makes an element. Children that are strings become text nodes. */
 function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -29,7 +29,7 @@ function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Offers the values, and chooses the wanted one where it is among them. */
+/** Fills a select with the values, and selects the wanted one if it is among them. */
 function offer(select, values, wanted, labels = values) {
   select.replaceChildren(...values.map((value, index) => new Option(labels[index], value)));
   select.value = values.includes(wanted) ? wanted : values[0];
@@ -39,13 +39,13 @@ function examplesOfTask() {
   return data.examples.filter((example) => example.task === byId("task").value);
 }
 
-/** The settings of a run as the selects hold them. */
+/** Returns the fields of an output's run as strings, as the selects hold them. */
 function fieldsOf(output) {
   const run = data.runs[output.run];
   return Object.fromEntries(FIELDS.map((field) => [field, String(run[field] ?? "none")]));
 }
 
-/** The output that a side's selects name; each select offers what those before it leave open. */
+/** Returns the output that a side's selects name. Each select offers the values that the earlier ones allow. */
 function choose(side, example) {
   let outputs = example.outputs;
   for (const field of FIELDS) {
@@ -69,7 +69,7 @@ function paint(element, numLayers, layer) {
 
 function makeToken(output, other, index) {
   const piece = data.pieces[output.pieces[index]];
-  const begins = piece.startsWith("▁") && piece.length > 1; // SentencePiece's sign for the space before a word
+  const begins = piece.startsWith("▁") && piece.length > 1; // SentencePiece writes it for the space before a word
   const label = begins ? piece.slice(1) : piece;
   const numLayers = data.runs[output.run].num_layers;
   const layer = output.exit_layers[index];
@@ -153,7 +153,7 @@ function clear() {
   panel.replaceChildren(make("p", { class: "hint" }, "No token is chosen."));
 }
 
-/** One row for each depth: those that ran, and under a heading those after the exit. */
+/** Makes a table with one row a depth. The depths after the exit are under a heading of their own. */
 function makeDepths(output, index) {
   const exit = output.exit_layers[index];
   const rows = output.candidates[index].map((candidate, at) => {
@@ -163,10 +163,10 @@ function makeDepths(output, index) {
       at + 1 === exit ? { class: "exit" } : {},
       make("td", { class: "number" }, at + 1 === exit ? `exit ${at + 1}` : String(at + 1)),
       make("td", {}, make("code", {}, data.pieces[candidate])),
-      make("td", { class: "number" }, confidence === null ? "not asked" : confidence.toFixed(3)),
+      make("td", { class: "number" }, confidence === null ? "not read" : confidence.toFixed(3)),
     );
   });
-  const heading = make("tr", {}, make("th", { colspan: 3, scope: "rowgroup" }, "had it gone on"));
+  const heading = make("tr", {}, make("th", { colspan: 3, scope: "rowgroup" }, "had it continued"));
   const columns = ["depth", "candidate", "confidence"];
   const numeric = (name) => (name === "candidate" ? {} : { class: "number" });
   return make(
@@ -193,13 +193,13 @@ function show(side, token) {
   const rank = output.ranks[index];
   panel.replaceChildren(
     make("h3", {}, make("code", {}, data.pieces[output.pieces[index]])),
-    make("p", {}, `Token ${index + 1} of ${run.name}: left after layer ${output.exit_layers[index]} of ${run.num_layers}.`),
+    make("p", {}, `Token ${index + 1} of ${run.name}: exit after layer ${output.exit_layers[index]} of ${run.num_layers}.`),
     ...(rank === null ? [] : [make("p", {}, describeRank(rank, run))]),
     makeDepths(output, index),
   );
 }
 
-/** Arrow keys move the focus within a run, of which only one token is a stop of the Tab key. */
+/** Moves the focus within a run by the arrow keys. The Tab key stops at one token of each run only. */
 function move(event) {
   const tokens = [...event.currentTarget.children];
   const at = tokens.indexOf(document.activeElement);

@@ -1,12 +1,10 @@
-"""The report: one HTML file, opened from disk without a network, with an explorer of the generated texts."""
+"""The HTML report: one file that needs no network, with an explorer of the generated texts."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,72 +13,12 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from dvp_jax.report.table import Section
 from dvp_jax.runs.files import write_whole
 
 _FOLDER = Path(__file__).parent
 _RUN_FIELDS = ("name", "method", "threshold", "settings", "num_layers", "prune_layer", "prune_size")
 _TOKEN_FIELDS = ("pieces", "exit_layers", "candidates", "confidences", "ranks")
-# 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 88 %, 1.13x
-_NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.]+| ?[%x])?")
-
-_BAR = re.compile(r"(?<!\\)\|")
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of formatted cells; columns of numbers are aligned to the right.
-
-    Attributes:
-        head: the columns' names.
-        rows: the cells' texts, as many in each row as there are columns.
-
-    Raises:
-        ValueError: a row with more or fewer cells.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __post_init__(self) -> None:
-        for index, row in enumerate(self.rows):
-            if len(row) != len(self.head):
-                raise ValueError(f"rows[{index}] has {len(row)} cells; allowed: {len(self.head)}, as in head")
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Which columns hold numbers, and otherwise nothing."""
-        columns = [[row[index] for row in self.rows if row[index]] for index in range(len(self.head))]
-        return [bool(cells) and all(map(_NUMBER.fullmatch, cells)) for cells in columns]
-
-
-def tables_of(markdown: str) -> tuple[Table, ...]:
-    """The tables of a Markdown text as it is printed; other lines are left out."""
-    tables = []
-    for block in re.split(r"\n(?!\|)", markdown):
-        rows = [line for line in block.splitlines() if line.startswith("|")]
-        if rows:
-            head, _, *cells = [
-                [cell.strip().replace("\\|", "|") for cell in _BAR.split(row)[1:-1]] for row in rows
-            ]
-            tables.append(Table(head, cells))
-    return tuple(tables)
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One part of the report, under a heading.
-
-    Attributes:
-        title: the heading.
-        text: plain; its line breaks are kept.
-        tables: below the text.
-        plots: below the tables: captions and SVG files.
-    """
-
-    title: str
-    text: str = ""
-    tables: tuple[Table, ...] = ()
-    plots: tuple[tuple[str, Path], ...] = ()
 
 
 def write_report(
@@ -90,22 +28,26 @@ def write_report(
     provenance: Mapping[str, Any],
     traces: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes the report, whole or not at all.
+    """Writes the report. The file appears only when it is complete.
 
     Args:
-        path: of the HTML file.
-        title: of the page.
-        sections: in order.
-        provenance: where the figures come from, as JSON values under names; folded at the end.
-        traces: JSON objects, one for each task, example and run, with N tokens and L layers; none, no explorer.
-            task, id, prompt, text: strings; references: strings. name, method, settings: of the run, strings;
-            threshold: number or None; num_layers: L; prune_layer, prune_size: p and K, or None without pruning.
-            pieces (N,): the tokens; exit_layers (N,): from 1 to L; candidates (N, L): what each depth would
-            have said; confidences (N, L): None where a depth was not asked; ranks (N,): the token's rank at
-            depth p, 0 for the likeliest, or None without pruning.
+        path: path of the HTML file.
+        title: title of the page.
+        sections: the sections, in order.
+        provenance: where the figures come from: JSON values by name. They are folded at the end of the page.
+        traces: JSON objects, one for each task, example and run, with N tokens and L layers. Without traces the
+            page has no explorer. The fields of a trace:
+
+            - task, id, prompt, text: strings; references: a list of strings.
+            - name, method, settings: strings that describe the run; threshold: a number or None.
+            - num_layers: L; prune_layer, prune_size: p and K, or None without pruning.
+            - pieces (N,): the tokens as text; exit_layers (N,): integers from 1 to L.
+            - candidates (N, L): the token that each depth would produce, as text.
+            - confidences (N, L): numbers, None at depths that are no candidates for an exit.
+            - ranks (N,): the token's rank at depth p, 0 for the likeliest; None without pruning.
 
     Raises:
-        ValueError: a trace whose lists differ in length, or a number that is not finite.
+        ValueError: the lists of a trace differ in length, or a number is not finite.
         OSError: a plot cannot be read, or the report cannot be written.
     """
     environment = jinja2.Environment(
@@ -115,7 +57,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # The filter `tojson` escapes <, >, & and all that is not ASCII, so that no text can end the script element.
+    # The filter `tojson` escapes <, >, & and everything outside ASCII, so that no text can end the script element.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"image": _image, "pretty": _pretty}
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("report.css", "explorer.js"))
@@ -133,7 +75,7 @@ def write_report(
 
 
 def _explorer(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What explorer.js reads: each text, run and piece once, and indices of them."""
+    """The data that explorer.js reads. Pieces and runs are listed once and referred to by index."""
     pieces: dict[str, int] = {}
     runs: dict[tuple[Any, ...], int] = {}
     examples: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -144,7 +86,7 @@ def _explorer(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for trace in traces:
         _check(trace)
         example = examples.setdefault(
-            (trace["task"], trace["id"], trace["prompt"]),  # an id may come twice in a file
+            (trace["task"], trace["id"], trace["prompt"]),  # two examples of a file may have the same id
             {field: trace[field] for field in ("task", "id", "prompt", "references")} | {"outputs": []},
         )
         output = {
@@ -166,7 +108,7 @@ def _explorer(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check(trace: Mapping[str, Any]) -> None:
-    """Refuses lists that do not fit together, on which the explorer would stumble far from the cause."""
+    """Raises ValueError if the lists of a trace differ in length: the explorer would fail far from the cause."""
     lengths = {field: len(trace[field]) for field in _TOKEN_FIELDS}
     depths = {len(row) for field in ("candidates", "confidences") for row in trace[field]}
     where = f"the trace of {trace['name']} on {trace['task']} {trace['id']}"
@@ -181,19 +123,22 @@ def _round(confidence: float | None) -> float | None:
 
 
 def _colours(num_layers: int) -> list[tuple[str, str]]:
-    """The background of each layer, paler for earlier ones, and the colour of text on it."""
+    """For each layer a background colour, darker with depth, and a text colour that is legible on it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    rgb = colormaps["cividis_r"](np.linspace(0, 1, num_layers))[:, :3]  # colour-blind readers see the same scale
+    rgb = colormaps["cividis_r"](np.linspace(0, 1, num_layers))[:, :3]  # made for colour-blind readers
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
-    # WCAG's contrast with black equals that with white at 0.179, where both are 4.58.
-    return [(to_hex(row), "#000000" if y > 0.179 else "#ffffff") for row, y in zip(rgb, luminance, strict=True)]
+    # At a relative luminance of 0.179 the WCAG contrasts with black and with white are equal, 4.58.
+    return [
+        (to_hex(colour), "#000000" if brightness > 0.179 else "#ffffff")
+        for colour, brightness in zip(rgb, luminance, strict=True)
+    ]
 
 
 def _image(plot: Path) -> str:
-    """An SVG as a data URI; as an image of its own, its ids cannot collide with those of other plots."""
+    """The SVG as a data URI. The ids in one image cannot collide with the ids in another."""
     return "data:image/svg+xml;base64," + base64.b64encode(plot.read_bytes()).decode()
 
 
@@ -202,5 +147,5 @@ def _pretty(value: Any) -> str:
 
 
 def _source(text: str) -> str:
-    """The content security policy's name for an inline script or style."""
+    """The source expression that allows this inline script or style in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Which of many settings are worth choosing."""
+"""The Pareto frontier of cost and quality."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import numpy as np
 
 
 def pareto_frontier(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """The points that no other one beats: none is at least as cheap and as good, and better in one of the two.
+    """Finds the points that no other point beats.
+
+    A point beats another if it is at least as cheap and at least as good, and better in one of the two.
 
     Args:
-        costs: less is better.
-        qualities: more is better.
+        costs: the cost of each point; lower is better.
+        qualities: the quality of each point; higher is better.
 
     Returns:
-        Their indices, from the cheapest to the best. Points with the same cost and quality are all there.
+        Indices of the points, from the cheapest to the best. Points with equal cost and quality are all returned.
 
     Raises:
         ValueError: costs and qualities differ in number, or one is NaN.

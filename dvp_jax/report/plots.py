@@ -1,4 +1,4 @@
-"""Plots, as SVG."""
+"""Plots. Each function draws one and writes it as an SVG file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draws the accuracy of each depth.
+    """Draws accuracy against depth, one line for each name.
 
     Args:
-        curves: accuracies in [0, 1] at the depths 1..L, under the name of each curve.
-        path: of the SVG.
+        curves: for each name, accuracies in [0, 1] at depths 1 to L.
+        path: path of the SVG.
     """
     figure, axes = _axes()
     for name, accuracies in curves.items():
@@ -31,16 +31,16 @@ def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> Non
 
 
 def time_against_depth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws ms per token against exit depth, a line for each method, with the bound of memory dashed.
+    """Draws ms per token against exit depth, one line for each method, and the memory bound as a dashed line.
 
     Args:
-        rows: of one run of experiments.benchmark.
-        path: of the SVG.
+        rows: the rows of one run of experiments.benchmark.
+        path: path of the SVG.
     """
     figure, axes = _axes()
-    ours = sorted((row for row in rows if row.get("bound_ms") and row["depth"]), key=lambda row: row["depth"])
-    for index, method in enumerate(dict.fromkeys(row["method"] for row in ours)):
-        curve = [row for row in ours if row["method"] == method]
+    bounded = sorted((row for row in rows if row.get("bound_ms") and row["depth"]), key=lambda row: row["depth"])
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in bounded)):
+        curve = [row for row in bounded if row["method"] == method]
         depths, colour = [row["depth"] for row in curve], f"C{index}"
         axes.plot(depths, [row["ms_per_token"] for row in curve], marker="o", color=colour, label=method)
         axes.plot(depths, [row["bound_ms"] for row in curve], linestyle="--", marker=".", color=colour, alpha=0.6)
@@ -50,11 +50,11 @@ def time_against_depth(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def confidence_against_vocabulary(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the time of confidence against vocabulary size: of each method, less `static` at the same exits.
+    """Draws the time of confidence against vocabulary size: the time of each method minus that of `static`.
 
     Args:
-        runs: of experiments.benchmark; those with a vocab_size are drawn.
-        path: of the SVG.
+        runs: the runs of experiments.benchmark. Only runs with a vocab_size are drawn.
+        path: path of the SVG.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for run in runs:
@@ -70,16 +70,16 @@ def confidence_against_vocabulary(runs: Sequence[Mapping[str, Any]], path: Path)
 
 
 def rank_boxes(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the rank of the full model's choice at each depth: quartiles, and whiskers from 5 to 95 %.
+    """Draws the rank of the full model's token at each depth: quartiles, and whiskers from 5 to 95 %.
 
     Args:
-        report: of analysis.ranks.
-        path: of the SVG.
+        report: a report of `dvp_jax.analysis.ranks`.
+        path: path of the SVG.
     """
     figure, axes = _axes()
-    names = {"whislo": "5", "q1": "25", "med": "50", "q3": "75", "whishi": "95"}
+    percentiles = {"whislo": "5", "q1": "25", "med": "50", "q3": "75", "whishi": "95"}
     depths = report["depths"]
-    boxes = [{key: depth["rank_percentiles"][name] for key, name in names.items()} for depth in depths]
+    boxes = [{key: depth["rank_percentiles"][name] for key, name in percentiles.items()} for depth in depths]
     axes.bxp(boxes, positions=[depth["depth"] for depth in depths], showfliers=False)
     axes.set(xlabel=_DEPTH, ylabel="rank of the full model's choice (1 the likeliest)", yscale="log")
     axes.set_ylim(0.8, report["sizes"][-1])
@@ -87,11 +87,11 @@ def rank_boxes(report: Mapping[str, Any], path: Path) -> None:
 
 
 def coverage_per_size(report: Mapping[str, Any], path: Path) -> None:
-    """Draws how many of the full model's choices the K likeliest tokens of each depth hold.
+    """Draws the share of tokens whose full-model choice is among the K likeliest, one line for each depth.
 
     Args:
-        report: of analysis.ranks.
-        path: of the SVG.
+        report: a report of `dvp_jax.analysis.ranks`.
+        path: path of the SVG.
     """
     import matplotlib
 
@@ -105,11 +105,11 @@ def coverage_per_size(report: Mapping[str, Any], path: Path) -> None:
 
 
 def agreement_per_depth(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the mean confidence of each depth, and how often its own choice is the full model's.
+    """Draws for each depth the mean confidence, and how often its likeliest token is the full model's.
 
     Args:
-        report: of analysis.ranks.
-        path: of the SVG.
+        report: a report of `dvp_jax.analysis.ranks`.
+        path: path of the SVG.
     """
     figure, axes = _axes()
     depths = [depth["depth"] for depth in report["depths"]]
@@ -121,18 +121,18 @@ def agreement_per_depth(report: Mapping[str, Any], path: Path) -> None:
 
 
 def failure_rates(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the share of tokens whose choice was pruned away, with its interval, for each group of tokens.
+    """Draws the share of tokens that pruning removes, with its interval, for each group of tokens.
 
     Args:
-        report: of analysis.failures.
-        path: of the SVG.
+        report: a report of `dvp_jax.analysis.failures`.
+        path: path of the SVG.
     """
     rates = report["rates"]
     figure, axes = _axes(height=1 + 0.22 * len(rates))
     labels = [row["group"] if row["by"] == "all" else f"{row['by']}: {row['group']}" for row in rates]
-    for place, row in enumerate(rates):
-        low, middle, high = (100 * row[end] for end in ("low", "rate", "high"))
-        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=3)
+    for height, row in enumerate(rates):
+        low, rate, high = (100 * row[name] for name in ("low", "rate", "high"))
+        axes.errorbar(rate, height, xerr=[[rate - low], [high - rate]], fmt="o", color="C0", capsize=3)
     axes.set_yticks(range(len(rates)), labels)
     axes.invert_yaxis()
     axes.set(xlabel="tokens whose choice is not kept, %, with 95 % intervals", xlim=(0, None))
@@ -140,12 +140,12 @@ def failure_rates(report: Mapping[str, Any], path: Path) -> None:
 
 
 def reliability_diagrams(report: Mapping[str, Any], target: str, path: Path) -> None:
-    """Draws accuracy against confidence: a column a depth, the whole vocabulary above the pruned one.
+    """Draws accuracy against confidence. Each depth has a column; the full vocabulary is above the pruned one.
 
     Args:
-        report: of analysis.calibration.
-        target: what a token must agree with, "full model" or "reference".
-        path: of the SVG.
+        report: a report of `dvp_jax.analysis.calibration`.
+        target: what counts as correct: the token of the "full model" or of the "reference".
+        path: path of the SVG.
     """
     from matplotlib.figure import Figure
 
@@ -153,18 +153,16 @@ def reliability_diagrams(report: Mapping[str, Any], target: str, path: Path) -> 
     depths = _spread(sorted({depth for _, depth in rows}), most=8)
     figure = Figure(figsize=(1.7 * len(depths) + 0.6, 4.2), layout="constrained")
     grid = figure.subplots(2, len(depths), sharex=True, sharey=True, squeeze=False)
-    for line, vocabulary in zip(grid, ("whole", "pruned"), strict=True):
-        for axes, depth in zip(line, depths, strict=True):
+    for panels, vocabulary in zip(grid, ("whole", "pruned"), strict=True):
+        for axes, depth in zip(panels, depths, strict=True):
             row = rows[vocabulary, depth]
-            held = [each for each in row["bins"] if each["tokens"]]
-            most = max(each["tokens"] for each in held)
+            bins = [each for each in row["bins"] if each["tokens"]]
+            confidences, accuracies = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
+            most = max(each["tokens"] for each in bins)
             axes.plot([0, 1], [0, 1], linestyle="--", color="grey", linewidth=0.8)
-            axes.plot([each["confidence"] for each in held], [each["accuracy"] for each in held], color="C0")
-            axes.scatter(  # the more tokens in a bin, the larger its point
-                [each["confidence"] for each in held],
-                [each["accuracy"] for each in held],
-                s=[4 + 60 * each["tokens"] / most for each in held],
-            )
+            axes.plot(confidences, accuracies, color="C0")
+            # The area of a point shows how many tokens its bin has.
+            axes.scatter(confidences, accuracies, s=[4 + 60 * each["tokens"] / most for each in bins])
             axes.set_title(f"depth {depth}, {vocabulary}\nECE {row['ece']:.3f}", fontsize=8)
             axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     figure.supxlabel("confidence", fontsize=9)
@@ -173,11 +171,11 @@ def reliability_diagrams(report: Mapping[str, Any], target: str, path: Path) -> 
 
 
 def vocabulary_scaling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the time and the FLOPs of confidence against vocabulary size, a line a method.
+    """Draws the time and the FLOPs of confidence against vocabulary size, one line for each method.
 
     Args:
-        rows: of experiments.vocab_scaling.
-        path: of the SVG.
+        rows: the rows of experiments.vocab_scaling.
+        path: path of the SVG.
     """
     from matplotlib.figure import Figure
 
@@ -198,58 +196,60 @@ def vocabulary_scaling(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def quality_against_cost(
     points: Sequence[Mapping[str, Any]], path: Path, *, cost: str = "cost", quality: str = "quality"
 ) -> None:
-    """Draws quality against cost, a colour a method, with the Pareto frontier drawn and labelled.
+    """Draws quality against cost, one colour for each method. The Pareto frontier is drawn and labelled.
 
     Args:
-        points: each with "label", "method", "cost" and "quality"; at least one.
-        path: of the SVG.
-        cost: what is paid, with its unit.
-        quality: what is got, with its unit.
+        points: at least one; each has "label", "method", "cost" and "quality".
+        path: path of the SVG.
+        cost: label of the cost axis, with the unit.
+        quality: label of the quality axis.
     """
     figure, axes = _axes()
     for method in dict.fromkeys(point["method"] for point in points):
-        mine = [point for point in points if point["method"] == method]
-        axes.scatter([point["cost"] for point in mine], [point["quality"] for point in mine], label=method)
+        cloud = [point for point in points if point["method"] == method]
+        axes.scatter([point["cost"] for point in cloud], [point["quality"] for point in cloud], label=method)
     best = pareto_frontier([point["cost"] for point in points], [point["quality"] for point in points])
     frontier = [points[index] for index in best]
     axes.plot(
         [point["cost"] for point in frontier],
         [point["quality"] for point in frontier],
-        drawstyle="steps-post",  # what costs less than the next point can do no better than the last
+        drawstyle="steps-post",  # below the cost of the next point, the last one is the best
         color="grey",
         linewidth=0.8,
         zorder=0,
         label="Pareto frontier",
     )
     for point in frontier:
-        place = (point["cost"], point["quality"])
-        axes.annotate(point["label"], place, (4, -9), textcoords="offset points", fontsize=7)
+        position = (point["cost"], point["quality"])
+        axes.annotate(point["label"], position, (4, -9), textcoords="offset points", fontsize=7)
     axes.set(xlabel=cost, ylabel=quality)
     _save(figure, path)
 
 
 def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, quality: str = "quality") -> None:
-    """Draws quality against mean exit and against ms per token: a colour a measure, a line style a method.
+    """Draws quality against mean exit and against ms per token.
+
+    Each measure has a colour and each method a line style. Methods without a measure are single points. The oracle
+    is a star; as its time says nothing, the second panel has a line at its quality.
 
     Args:
-        curves: each with "label", "method", "measure" and "points", which have "mean_exit", "ms" and "quality" and
-            are joined in their order. Where "measure" is None they are not joined. The oracle has stars, and no
-            time that means anything: there a line at its quality.
-        path: of the SVG.
-        quality: what is got, with its unit.
+        curves: each has "label", "method", "measure" (or None) and "points". Each point has "mean_exit", "ms" and
+            "quality". The points of a curve with a measure are joined in their order.
+        path: path of the SVG.
+        quality: label of the quality axis.
     """
     from matplotlib.figure import Figure
 
-    asked = [curve for curve in curves if curve["measure"]]
-    measures = list(dict.fromkeys(curve["measure"] for curve in asked))
-    methods = list(dict.fromkeys(curve["method"] for curve in asked))
+    lines = [curve for curve in curves if curve["measure"]]
+    measures = list(dict.fromkeys(curve["measure"] for curve in lines))
+    methods = list(dict.fromkeys(curve["method"] for curve in lines))
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for curve in curves:
         style: dict[str, Any] = {"linestyle": "", "marker": "D", "color": "grey"}
         if curve["measure"]:
-            line = ("-", "--", ":", "-.")[methods.index(curve["method"]) % 4]
-            style = {"linestyle": line, "marker": ".", "color": f"C{measures.index(curve['measure'])}"}
+            dashes = ("-", "--", ":", "-.")[methods.index(curve["method"]) % 4]
+            style = {"linestyle": dashes, "marker": ".", "color": f"C{measures.index(curve['measure'])}"}
         elif curve["method"] == "oracle":
             style = {"linestyle": "", "marker": "*", "color": "black", "markersize": 13}
         qualities = [point["quality"] for point in curve["points"]]
@@ -259,8 +259,8 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
             else:
                 axes.plot([point[cost] for point in curve["points"]], qualities, label=curve["label"], **style)
         if curve["method"] == "oracle":
-            place = curve["points"][0]["mean_exit"], qualities[0]
-            panels[0].annotate(curve["label"], place, (-4, 9), textcoords="offset points", fontsize=7)
+            position = curve["points"][0]["mean_exit"], qualities[0]
+            panels[0].annotate(curve["label"], position, (-4, 9), textcoords="offset points", fontsize=7)
     for axes, label in zip(panels, (f"mean exit {_DEPTH}", "ms per token"), strict=True):
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
@@ -270,11 +270,11 @@ def measures_compared(curves: Sequence[Mapping[str, Any]], path: Path, *, qualit
 
 
 def promised_against_seen(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the mean loss that was seen against the one promised, a line for each promise and set of examples.
+    """Draws the measured mean loss against the promised one, one line for each promise and set of examples.
 
     Args:
-        results: of selection.select, for several deltas.
-        path: of the SVG.
+        results: results of `dvp_jax.evaluate.selection.select` for several deltas.
+        path: path of the SVG.
     """
     figure, axes = _axes()
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -291,11 +291,11 @@ def promised_against_seen(results: Sequence[Mapping[str, Any]], path: Path) -> N
 
 
 def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str = "") -> None:
-    """Draws one figure for every p and K, written into its cell; cells without one stay white.
+    """Draws a grid of p and K with a value written in each cell. Cells without a value stay white.
 
     Args:
-        values: under (p, K), at least one.
-        path: of the SVG.
+        values: the value of each (p, K); at least one.
+        path: path of the SVG.
         label: what the values are.
     """
     layers = sorted({layer for layer, _ in values})
@@ -305,9 +305,9 @@ def heat_map(values: Mapping[tuple[int, int], float], path: Path, *, label: str 
     image = axes.imshow(cells, aspect="auto")
     middle = (min(values.values()) + max(values.values())) / 2
     for (layer, size), value in values.items():
-        place = sizes.index(size), layers.index(layer)
-        dark = value <= middle
-        axes.text(*place, f"{value:.4g}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+        column, row = sizes.index(size), layers.index(layer)
+        colour = "white" if value <= middle else "black"
+        axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(sizes)), map(str, sizes))
     axes.set_yticks(range(len(layers)), map(str, layers))
     axes.set(xlabel="K (tokens kept)", ylabel="p (depth of pruning)")
@@ -329,14 +329,14 @@ def _axes(width: float = 6, height: float = 4) -> tuple[Figure, Axes]:
 
 
 def _whole_numbers(axes: Axes) -> None:
-    """Ticks of depth fall on depths."""
+    """Restricts the ticks of the depth axis to whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _spread(values: list[int], most: int) -> list[int]:
-    """At most `most` of the values, evenly spread, first and last among them."""
+    """Returns at most `most` of the values, evenly spread, with the first and the last."""
     if len(values) <= most:
         return values
     return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
@@ -347,5 +347,5 @@ def _save(figure: Figure, path: Path) -> None:
 
     if not figure.legends and figure.axes[0].get_legend_handles_labels()[1]:
         figure.axes[0].legend()
-    with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same curves give the same file
+    with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same data give the same file
         figure.savefig(path, metadata={"Date": None})

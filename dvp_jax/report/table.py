@@ -1,10 +1,11 @@
-"""One table: built once, printed as Markdown and shown in the HTML report."""
+"""Tables and sections: built once, printed as Markdown and shown in the HTML report."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 # 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 88 %, 1.13x
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.]+| ?[%x])?")
@@ -45,3 +46,28 @@ class Table:
 def _line(cells: Sequence[str]) -> str:
     # A bar would end the cell, and a line break the row.
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split("\n")) for cell in cells) + " |"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        title: the heading; empty for none.
+        content: paragraphs of plain text and tables, in order.
+        plots: captions and SVG files. The HTML report shows them below the content.
+    """
+
+    title: str
+    content: Sequence[str | Table] = ()
+    plots: Sequence[tuple[str, Path]] = ()
+
+    def markdown(self) -> str:
+        """Title and content as Markdown, without the plots and without a newline at the end."""
+        parts = [part if isinstance(part, str) else part.markdown() for part in self.content]
+        return "\n\n".join([f"{self.title}:", *parts] if self.title else parts)
+
+
+def print_report(sections: Sequence[Section], report: Path) -> None:
+    """Prints sections as Markdown, and on the last line where the HTML report is."""
+    print(*(section.markdown() for section in sections), f"report: {report}", sep="\n\n")

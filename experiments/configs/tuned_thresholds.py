@@ -1,12 +1,12 @@
-"""The settings that experiments.thresholds found for a task, beside the full model.
+"""The thresholds that experiments.thresholds found for a task, beside the full model. This is no table of a paper.
 
-Not a table of a paper. The command, with the file that it wrote and, where that holds several tasks, the one to
-take:
+The config takes the path of thresholds.json and, if the file has several tasks, a comma and the name of one:
 
     python -m experiments.evaluate --workdir=runs/tuned \
         --config=experiments/configs/tuned_thresholds.py:runs/thresholds/thresholds.json,squad
 
-Evaluate on another set than the one they were found on: --config.tasks.squad.path=..., for instance.
+Evaluate on other examples than those that the thresholds were found on, for example with
+--config.tasks.squad.path=dev.json.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 from ml_collections import ConfigDict, config_dict
 
 
-def get_config(found: str) -> ConfigDict:
-    """The config, of the file's path and perhaps, behind a comma, the task."""
-    path, _, task = found.partition(",")
+def get_config(source: str) -> ConfigDict:
+    """Makes the config from "PATH" or "PATH,TASK"."""
+    path, _, task = source.partition(",")
     data = json.loads(Path(path).read_text(encoding="utf-8"))
     if not task and len(data["tasks"]) == 1:
         (task,) = data["tasks"]

@@ -1,4 +1,4 @@
-"""Logits of every depth from PyTorch, and the plainest ways to read them."""
+"""Logits of every depth from PyTorch, and slow and simple ways to read them."""
 
 from __future__ import annotations
 
@@ -47,3 +47,14 @@ def confidences(logits: np.ndarray) -> np.ndarray:
     """Probability of the best minus that of the second best."""
     best = np.sort(torch.softmax(torch.from_numpy(logits), dim=-1).numpy(), axis=-1)
     return best[..., -1] - best[..., -2]
+
+
+def count_early_exits(confidences: np.ndarray, agrees: np.ndarray, threshold: float) -> tuple[int, int]:
+    """How many tokens exit, and how many of them with the right token: token by token, depth by depth."""
+    exits = right = 0
+    for row, agreed in zip(confidences.tolist(), agrees.tolist(), strict=True):
+        for confidence, agree in zip(row, agreed, strict=True):
+            if confidence > threshold:
+                exits, right = exits + 1, right + agree
+                break
+    return exits, right

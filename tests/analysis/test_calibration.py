@@ -1,61 +1,13 @@
-"""Thresholds against trying them all, and reports of a table made at random."""
+"""Reports of reliability for a table made at random."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 import dvp_jax
-from dvp_jax.analysis.calibration import (
-    calibration_report,
-    calibration_table,
-    leaving,
-    matching_threshold,
-)
+from dvp_jax.analysis.calibration import reliability_report, reliability_table, threshold_table
 from dvp_jax.analysis.tokens import DepthReadings, TokenTable
 from dvp_jax.metrics.reliability import reliability
-
-few = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])  # few values, so that there are ties
-SHAPE = st.tuples(st.integers(1, 8), st.integers(1, 3))
-
-
-def leave(confidences, agrees, threshold):
-    """How many tokens leave, and how many of them with the right token: token by token, depth by depth."""
-    left = right = 0
-    for row, agreed in zip(confidences.tolist(), agrees.tolist(), strict=True):
-        for confidence, agree in zip(row, agreed, strict=True):
-            if confidence > threshold:
-                left, right = left + 1, right + agree
-                break
-    return left, right
-
-
-@given(st.data(), SHAPE, few)
-def test_a_token_leaves_at_the_first_depth_that_is_confident(data, shape, threshold):
-    confidences, agrees = data.draw(arrays(float, shape, elements=few)), data.draw(arrays(bool, shape))
-    left, right = leave(confidences, agrees, threshold)
-    share, agreement = leaving(confidences, agrees, threshold)
-    assert share == pytest.approx(left / len(agrees))
-    assert agreement == (pytest.approx(right / left) if left else None)
-
-
-@given(st.data(), SHAPE, st.sampled_from([0.0, 0.25, 0.5, 2 / 3, 1.0]))
-def test_no_lower_threshold_agrees_as_often(data, shape, agreement):
-    confidences, agrees = data.draw(arrays(float, shape, elements=few)), data.draw(arrays(bool, shape))
-
-    def agrees_enough(threshold):
-        left, right = leave(confidences, agrees, threshold)
-        return left > 0 and right >= agreement * left
-
-    # Between two of these nothing changes.
-    tried = [threshold for threshold in (0.0, 0.1, 0.2, 0.5, 0.9, 1.0) if agrees_enough(threshold)]
-    found = matching_threshold(confidences, agrees, agreement)
-    assert (found is None) == (not tried)
-    if tried:
-        assert agrees_enough(found) and leave(confidences, agrees, found) == leave(confidences, agrees, tried[0])
-        assert found <= tried[0]
-
+from tests.analysis.helpers import count_early_exits
 
 TOKENS, LAYERS = 300, 5
 CFG = dvp_jax.DecodeConfig(prune_layer=2, min_exit_layer=3, prune_size=4)
@@ -86,7 +38,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def report(tables):
-    return calibration_report(*tables, CFG, threshold=0.8, bins=7)
+    return reliability_report(*tables, CFG, threshold=0.8, bins=7)
 
 
 def test_reliability_is_reported_from_the_pruning_depth_on(report, tables):
@@ -111,16 +63,13 @@ def test_reliability_is_reported_from_the_pruning_depth_on(report, tables):
 
 def test_matched_thresholds_agree_as_often_as_the_one_on_the_whole_scale(report, tables):
     rows = report["thresholds"]
-    assert [row["depth"] for row in rows] == [
-        None,
-        3,
-        4,
-    ]  # candidates: min_exit_layer to the depth before the last
-    own = tables[0]
+    # The candidates are the depths from min_exit_layer to the one before the last.
+    assert [row["depth"] for row in rows] == [None, 3, 4]
+    table = tables[0]
     for row in rows:
         columns = [2, 3] if row["depth"] is None else [row["depth"] - 1]
         whole, pruned = (
-            (own.readings[name].confidences[:, columns], (own.readings[name].candidates > 1)[:, columns])
+            (table.readings[name].confidences[:, columns], (table.readings[name].candidates > 1)[:, columns])
             for name in ("whole", "pruned")
         )
         for name, reading, threshold in (
@@ -128,13 +77,13 @@ def test_matched_thresholds_agree_as_often_as_the_one_on_the_whole_scale(report,
             ("pruned", pruned, 0.8),
             ("matched", pruned, row["matching_threshold"]),
         ):
-            left, right = leave(*reading, threshold)
-            assert row[name] == {"share": pytest.approx(left / TOKENS), "agreement": pytest.approx(right / left)}
+            exits, right = count_early_exits(*reading, threshold)
+            assert row[name] == {"share": pytest.approx(exits / TOKENS), "agreement": pytest.approx(right / exits)}
         assert row["matched"]["agreement"] >= row["whole"]["agreement"]
 
 
-def test_nothing_is_matched_where_no_token_leaves(tables):
-    for row in calibration_report(*tables, CFG, threshold=1.0, bins=7)["thresholds"]:
+def test_nothing_is_matched_where_no_token_exits(tables):
+    for row in reliability_report(*tables, CFG, threshold=1.0, bins=7)["thresholds"]:
         assert row["whole"] == {"share": 0.0, "agreement": None}
         assert row["matching_threshold"] is None and row["matched"] is None
 
@@ -142,15 +91,17 @@ def test_nothing_is_matched_where_no_token_leaves(tables):
 def test_nothing_is_matched_where_pruned_tokens_never_agree_as_often():
     table = random_table(0)
     table.readings["pruned"].candidates[:] = 1
-    rows = calibration_report(table, table, CFG, threshold=0.5, bins=7)["thresholds"]
+    rows = reliability_report(table, table, CFG, threshold=0.5, bins=7)["thresholds"]
     assert [row["matching_threshold"] for row in rows] == [None] * 3
     assert all(row["whole"]["agreement"] > 0 for row in rows)
-    assert "| 3 | 0.5 |" in calibration_table(calibration_report(table, table, CFG, threshold=0.5, bins=7))
+    report = reliability_report(table, table, CFG, threshold=0.5, bins=7)
+    assert "| 3 | 0.5 |" in threshold_table(report).markdown()
 
 
 def test_tables_have_a_line_for_each_depth(report):
-    lines = calibration_table(report).splitlines()
-    assert len(lines) == 2 + 2 * 4 + 1 + 2 + 3
+    assert len(reliability_table(report).markdown().splitlines()) == 2 + 2 * 4
+    lines = threshold_table(report).markdown().splitlines()
+    assert len(lines) == 2 + 3
     row = report["thresholds"][1]
     assert lines[-2].startswith("| 3 | 0.8 | ")
     assert f"{100 * row['whole']['agreement']:.2f} ({100 * row['whole']['share']:.1f})" in lines[-2]

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.analysis.failures import failure_report, failure_table, outcome, token_groups
+from dvp_jax.analysis.failures import failure_content, failure_report, outcome, token_groups
 from dvp_jax.analysis.tokens import Sources, TokenTable
 from dvp_jax.data import Example
 from dvp_jax.decode.text import GeneratedText
+from dvp_jax.report.table import Section
 
 PIECES = ["<pad>", "</s>", "▁The", "▁Ann", "a", "▁250", ".", "▁cat"]
 
 
 class Tokenizer:
-    """What the reports ask of a tokenizer."""
+    """The methods of a tokenizer that the reports use."""
 
     eos_token = "</s>"
     all_special_ids = (0, 1)
@@ -32,13 +33,13 @@ class Tokenizer:
 FULL = [[2, 3, 4, 6, 1], [3, 4, 5, 1], [7, 1]]
 """The Anna. / Anna 250 / cat"""
 RANKS = [[0, 9, 0, 0, 0], [12, 0, 8, 0], [7, 0]]
-"""At p = 1. With K = 8 the tokens of ranks 8, 9 and 12 are lost, that of rank 7 just is not."""
+"""At p = 1. With K = 8 the tokens of ranks 8, 9 and 12 are lost, the one of rank 7 is not."""
 PRUNED = [[2, 7, 1], [3, 4, 5, 1], [7, 1]]
 """The cat / Anna 250 / cat"""
 
 
 def table_of(texts, ranks):
-    """The table of texts with ranks at p = 1, of a model of two layers."""
+    """The table of texts with given ranks at p = 1, for a model of two layers."""
     ranks = np.concatenate(ranks)
     return TokenTable(
         text=np.repeat(np.arange(len(texts)), list(map(len, texts))),
@@ -153,9 +154,9 @@ def test_an_outcome_is_read_where_the_texts_still_agree(full, pruned, position, 
 
 
 def test_the_table_shows_rates_outcomes_and_where_texts_part(report):
-    table = failure_table(report, 10)
+    table = Section("", failure_content(report, 10)).markdown()
     assert "| all | 3 | 11 | 27.27 |" in table
     assert "| kind: number | 1 | 1 | 100.00 |" in table
     assert "another token 1, the same token 2, already another text 0" in table
     assert table.splitlines()[-1] == "| id 0 | The | ▁Ann | 10 | ▁cat | 2 |"
-    assert "id 0" not in failure_table(report, 0)
+    assert "id 0" not in Section("", failure_content(report, 0)).markdown()

@@ -16,7 +16,7 @@ TABLE = TokenTable(
     token=np.array([5, 6, 1, 5]),
     ranks=np.array([[0, 0], [3, 0], [40, 0], [1, 0]]),
     readings={
-        "whole": DepthReadings(
+        "full": DepthReadings(
             candidates=np.array([[5, 5], [9, 6], [9, 1], [9, 5]]),
             confidences=np.array([[0.9, 1.0], [0.1, 0.8], [0.2, 0.6], [0.4, 0.4]]),
         )
@@ -25,7 +25,7 @@ TABLE = TokenTable(
 
 
 def test_a_report_says_what_each_depth_knew():
-    report = rank_report(TABLE, "whole", [1, 2, 4, 100])
+    report = rank_report(TABLE, "full", [1, 2, 4, 100])
     first, last = report.pop("depths")
     assert report == {"tokens": 4, "texts": 2, "sizes": [1, 2, 4, 100]}
     assert first == {
@@ -40,7 +40,7 @@ def test_a_report_says_what_each_depth_knew():
 
 
 def test_the_table_has_a_line_for_each_depth():
-    lines = rank_table(rank_report(TABLE, "whole", [1])).splitlines()
+    lines = rank_table(rank_report(TABLE, "full", [1])).markdown().splitlines()
     assert len(lines) == 4
     assert lines[2] == "| 1 | 25.00 | 0.400 | 2 | up to 41 | 41 |"
 

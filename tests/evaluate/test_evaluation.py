@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.evaluate.evaluation import describe, evaluate, make_methods, results_table
+from dvp_jax.evaluate.evaluation import evaluate, make_methods
+from dvp_jax.evaluate.results import describe, results_table
 from dvp_jax.evaluate.traces import trace_texts
 from tests.launching import SENTENCES, Sentences
 
@@ -50,7 +51,7 @@ def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
 def test_there_is_no_speed_up_without_the_full_model(model):
     rows, _ = evaluate(model, Sentences(SENTENCES[:2]), {"one": EARLY}, batch_size=2)
     assert [row["speed_up"] for row in rows] == [None]
-    assert "None" not in results_table(rows)
+    assert "None" not in results_table(rows).markdown()
 
 
 @pytest.mark.parametrize(("limit", "left"), [(1, 1), (2, 2), (9, 3), (None, 3)])

@@ -1,10 +1,10 @@
-"""The table of results, the advice of a sweep, and its plots."""
+"""Tables and descriptions of results, the advice of a sweep, and its plots."""
 
 import dataclasses
 
 import dvp_jax
-from dvp_jax.evaluate.evaluation import results_table
 from dvp_jax.evaluate.reports import advice, report_sweep
+from dvp_jax.evaluate.results import describe, results_sections, results_table
 from tests.report.helpers import texts_of
 
 
@@ -32,7 +32,7 @@ def test_results_table_is_markdown_of_the_rows():
         "confidence_flops_per_token": 123456789.0,
         "speed_up": 1.2345,
     }
-    assert results_table([row, calm]).splitlines() == [
+    assert results_table([row, calm]).markdown().splitlines() == [
         "| method | settings | f1 | exact_match | mean exit | confidence FLOPs/token | ms/token | speed-up |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| static | exit 3 | 90.62 | 7.00 | 3.00 of 24 | 0 | 12.35 |  |",
@@ -52,6 +52,21 @@ def cell(method, metric, flops, **settings):
         "confidence_flops_per_token": 0.0,
         "speed_up": None,
     }
+
+
+def test_each_task_has_a_table_under_its_name_and_one_task_needs_no_name():
+    squad = cell("full", 90.0, 8.0)
+    samsum = {**squad, "task": "samsum", "metric": {"rougeL": 40.0}}
+    titles = [section.title for section in results_sections([squad, samsum, squad])]
+    tables = [section.content for section in results_sections([squad, samsum, squad])]
+    assert titles == ["squad", "samsum"]
+    assert tables == [(results_table([squad, squad]),), (results_table([samsum]),)]
+    assert [section.title for section in results_sections([squad])] == [""]
+
+
+def test_a_setting_that_only_a_users_own_policy_has_is_described_by_its_name():
+    row = cell("Patient", 90.0, 8.0, threshold=0.9, min_exit_layer=2)
+    assert describe({**row, "patience": 3}) == "threshold 0.9, min exit 2, patience 3"
 
 
 def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():

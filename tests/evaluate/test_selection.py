@@ -117,7 +117,7 @@ def test_a_table_of_promises_costs_them_on_the_examples_to_check_on():
             "returned": "a",
         },
     ]
-    assert promises_table(results).splitlines()[2:] == [
+    assert promises_table(results).markdown().splitlines()[2:] == [
         "| textual | 0.05 | 0.0123 |  | 4.00 of 8 | 75 % | 1.50x | `dvp` |",
         "| risk | 0.02 | 0.0123 | 0.0200 | 4.25 of 8 | 80 % | 1.25x | `a` |",
     ]

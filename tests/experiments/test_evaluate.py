@@ -234,8 +234,9 @@ def test_speed_up_is_the_full_models_time_over_the_methods(evaluation):
         assert row["speed_up"] == pytest.approx(full["ms_per_token"] / row["ms_per_token"])
 
 
-def test_the_printed_table_has_one_line_a_method(evaluation):
-    lines = evaluation.run.stdout.splitlines()
+def test_the_printed_table_has_one_line_a_method_and_the_last_line_is_the_reports_path(evaluation):
+    *lines, blank, report = evaluation.run.stdout.splitlines()
+    assert (blank, report) == ("", f"report: {evaluation.workdir / 'report.html'}")
     rows = evaluation.results["rows"]
     assert len(lines) == 2 + len(rows)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -159,7 +159,7 @@ def test_the_promise_is_looked_at_once_more_on_other_examples(selection):
     assert seen["check"]["risk"] == pytest.approx(expected) and 0 < expected < 1
     (setting,) = [setting for setting in selection.result["settings"] if setting["name"] == returned]
     assert seen["calibration"]["risk"] == setting["risk"]
-    table = selection_table(selection.result).splitlines()
+    table = selection_table(selection.result).markdown().splitlines()
     assert [line.split(" | ")[:3] for line in table[2:]] == [
         ["| calibration, 24", "0.7", f"{setting['risk']:.4f}"],
         ["| check, 6", "0.7", f"{seen['check']['risk']:.4f}"],

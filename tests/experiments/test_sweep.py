@@ -131,7 +131,8 @@ def test_two_processes_that_decode_a_part_of_the_cells_each_find_what_one_finds(
     first, second = end(begin([command] * 2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert outcome(tmp_path / "run") == outcome(whole["sweep"][0])
-    assert len(first.stdout.splitlines()) == 2 + 7 and second.stdout == ""
+    assert len(first.stdout.splitlines()) == 2 + 7 + 2 and second.stdout == ""
+    assert first.stdout.endswith(f"\n\nreport: {tmp_path / 'run' / 'report.html'}\n")
 
 
 @pytest.mark.slow
@@ -151,7 +152,8 @@ def test_two_processes_that_decode_all_cells_together_find_what_one_finds(config
                 line["tokens"],
                 line["exit_layers"],
             )
-    assert len(first.stdout.splitlines()) == 2 + 7 and second.stdout == ""
+    assert len(first.stdout.splitlines()) == 2 + 7 + 2 and second.stdout == ""
+    assert first.stdout.endswith(f"\n\nreport: {tmp_path / 'run' / 'report.html'}\n")
 
 
 def test_a_finished_evaluation_decodes_nothing_again_unless_something_changed(configs, whole, tmp_path):

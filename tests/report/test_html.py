@@ -1,4 +1,4 @@
-"""The report as a file, and in a browser as a reader meets it."""
+"""The HTML report: first the file, then the page in a browser."""
 
 import base64
 import json
@@ -9,14 +9,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dvp_jax.report.html import Section, Table, tables_of, write_report
+from dvp_jax.report.html import write_report
+from dvp_jax.report.table import Section, Table
 
 HOSTILE = "</script><script>document.title = 'taken'</script><!-- <b>&amp; \"double\" 'single' \u2028 <img src=x>"
 SVG = "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><g id='a'/></svg>"
 
 
 def make_trace(name="full", pieces=("▁in", "▁1971", "."), exit_layers=(2, 3, 4), num_layers=4, **fields):
-    """A trace in which every depth says the token itself, more surely the deeper it is."""
+    """A trace in which every depth would produce the token itself, with confidence that grows with depth."""
     confidences = [[depth / num_layers for depth in range(1, num_layers + 1)] for _ in pieces]
     trace = {
         "task": "squad",
@@ -91,7 +92,7 @@ def report(tmp_path):
     def write(traces=(), **fields):
         (tmp_path / "plot.svg").write_text(SVG)
         plots = (("A plot", tmp_path / "plot.svg"),)
-        section = Section("Questions", "Some text", (Table(["method", "F1"], [["full", "89.25"]]),), plots)
+        section = Section("Questions", ("Some text", Table(["method", "F1"], [["full", "89.25"]])), plots)
         defaults = {"title": "Report", "sections": [section], "provenance": {"seed": 0}}
         write_report(tmp_path / "report.html", traces=traces, **defaults | fields)
         return tmp_path / "report.html"
@@ -145,7 +146,7 @@ def test_an_id_that_comes_twice_keeps_both_examples(report):
 
 def test_hostile_text_opens_no_element(report, tmp_path):
     (tmp_path / "hostile.svg").write_text(SVG)
-    section = Section(HOSTILE, HOSTILE, (Table([HOSTILE], [[HOSTILE]]),), ((HOSTILE, tmp_path / "hostile.svg"),))
+    section = Section(HOSTILE, (HOSTILE, Table([HOSTILE], [[HOSTILE]])), ((HOSTILE, tmp_path / "hostile.svg"),))
     elements = Elements(report(title=HOSTILE, sections=[section], provenance={HOSTILE: HOSTILE}))
     assert elements.of("script") == elements.of("b") == []
     for tag in ("title", "h1", "h2", "p", "th", "td", "figcaption", "dt", "dd"):
@@ -176,21 +177,10 @@ def test_without_traces_there_is_no_explorer(report):
 )
 def test_columns_of_numbers_are_aligned_to_the_right(report, cells, numeric):
     table = Table(["text", "column"], [["word", cell] for cell in cells])
-    elements = Elements(report(sections=[Section("Section", tables=(table,))]))
+    elements = Elements(report(sections=[Section("Section", (table,))]))
     assert elements.texts("td") == [text for cell in cells for text in ("word", cell)]
     classes = [attributes.get("class") for tag in ("th", "td") for attributes, _ in elements.of(tag)]
     assert classes == [None, "number" if numeric else None] * (1 + len(cells))
-
-
-def test_the_tables_of_a_printed_text_are_found_cell_by_cell():
-    text = "squad:\n\n| a | b |\n| --- | ---: |\n| x \\| y | 1 |\n|  | 2 |\n\nthen\n| c |\n| --- |\n| z |\nend"
-    assert tables_of(text) == (Table(["a", "b"], [["x | y", "1"], ["", "2"]]), Table(["c"], [["z"]]))
-    assert tables_of("nothing | to | see") == ()
-
-
-def test_a_row_that_does_not_fit_its_head_is_refused():
-    with pytest.raises(ValueError, match=r"rows\[1\] has 1 cells; allowed: 2, as in head"):
-        Table(["a", "b"], [["1", "2"], ["3"]])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +239,7 @@ def browser():
 
 @pytest.fixture
 def open_report(browser, report):
-    """Opens a report of these traces; nothing but the file may have been asked for, and nothing complained of."""
+    """Opens a report of the traces. The page may request nothing but the file, and log and raise nothing."""
     requests, complaints, contexts = [], [], []
 
     def open_page(traces, color_scheme="light", width=1280):
@@ -297,7 +287,7 @@ def contrast(one, other):
 
 
 def panel_rows(page):
-    """The texts of the panel's table: a list for each part of it, of rows."""
+    """Texts of the cells of the panel's table: a list for each tbody, of lists for each row."""
     return page.evaluate(
         "[...document.querySelectorAll('#panel tbody')].map(part => "
         "[...part.rows].map(row => [...row.cells].map(cell => cell.textContent)))"
@@ -330,12 +320,12 @@ def test_pointing_at_a_token_shows_what_each_depth_would_have_said(open_report):
     tokens(page).nth(0).hover()
     assert page.locator("#panel h3").text_content() == "▁in"
     assert page.locator("#panel p").all_text_contents() == [
-        "Token 1 of dvp_64: left after layer 2 of 4.",
+        "Token 1 of dvp_64: exit after layer 2 of 4.",
         "In the kept set: rank 63 at depth 2, where 0 is the likeliest and 64 were kept.",
     ]
     assert panel_rows(page) == [
-        [["1", "▁at", "not asked"], ["exit 2", "▁in", "0.934"]],
-        [["had it gone on"], ["3", "▁on", "0.250"], ["4", "▁in", "1.000"]],
+        [["1", "▁at", "not read"], ["exit 2", "▁in", "0.934"]],
+        [["had it continued"], ["3", "▁on", "0.250"], ["4", "▁in", "1.000"]],
     ]
 
 
@@ -344,14 +334,14 @@ def test_a_token_that_ran_every_layer_has_nothing_after_its_exit(open_report):
     tokens(page).nth(1).hover()
     assert "Not in the kept set: rank 64 at depth 2" in page.locator("#panel").text_content()
     assert panel_rows(page) == [
-        [["1", "▁a", "not asked"], ["2", "▁b", "0.100"], ["3", "▁1971", "0.000"], ["exit 4", "▁1917", "0.988"]]
+        [["1", "▁a", "not read"], ["2", "▁b", "0.100"], ["3", "▁1971", "0.000"], ["exit 4", "▁1917", "0.988"]]
     ]
 
 
 def test_without_pruning_there_is_no_word_of_a_kept_set(open_report):
     page = open_report([make_trace()])
     tokens(page).nth(0).hover()
-    assert page.locator("#panel p").all_text_contents() == ["Token 1 of full: left after layer 2 of 4."]
+    assert page.locator("#panel p").all_text_contents() == ["Token 1 of full: exit after layer 2 of 4."]
 
 
 def focused(page):
@@ -425,9 +415,9 @@ RUNS = [
 
 
 def fields(page, run=0):
-    """The visible selects of a run: what each offers."""
-    found = page.locator(".run").nth(run).locator("select:visible").all()
-    return {select.get_attribute("data-field"): select.locator("option").all_text_contents() for select in found}
+    """The options of each visible select of a run."""
+    selects = page.locator(".run").nth(run).locator("select:visible").all()
+    return {select.get_attribute("data-field"): select.locator("option").all_text_contents() for select in selects}
 
 
 def test_settings_and_threshold_are_asked_where_a_method_has_several_runs(open_report):

@@ -1,0 +1,46 @@
+"""Tables and sections as Markdown, written out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from dvp_jax.report.table import Section, Table, print_report
+
+SCORES = Table(["method", "F1", "exit"], [["full", "89.25", "8.00 of 8"], ["calm", "88.5", ""]])
+SCORES_AS_MARKDOWN = (
+    "| method | F1 | exit |\n| --- | ---: | ---: |\n| full | 89.25 | 8.00 of 8 |\n| calm | 88.5 |  |"
+)
+
+
+def test_markdown_aligns_columns_of_numbers_to_the_right():
+    assert SCORES.markdown() == SCORES_AS_MARKDOWN
+
+
+def test_bars_and_line_breaks_do_not_end_a_cell():
+    table = Table(["a | b", "c"], [["x | y", "first\nsecond"], ["", "2"]])
+    assert table.markdown() == "| a \\| b | c |\n| --- | --- |\n| x \\| y | first second |\n|  | 2 |"
+
+
+def test_a_table_without_rows_is_its_head():
+    assert Table(["a", "b"], []).markdown() == "| a | b |\n| --- | --- |"
+
+
+def test_a_row_that_does_not_fit_its_head_is_refused():
+    with pytest.raises(ValueError, match=r"rows\[1\] has 1 cells; allowed: 2, as in head"):
+        Table(["a", "b"], [["1", "2"], ["3"]])
+
+
+def test_a_section_is_its_title_and_its_content_in_order():
+    section = Section("squad", ("Before.", SCORES, "After."), (("a plot", Path("plot.svg")),))
+    assert section.markdown() == f"squad:\n\nBefore.\n\n{SCORES_AS_MARKDOWN}\n\nAfter."
+
+
+def test_a_section_without_a_title_is_its_content():
+    assert Section("", (SCORES,)).markdown() == SCORES_AS_MARKDOWN
+
+
+def test_a_printed_report_ends_with_its_path(capsys):
+    print_report([Section("", (SCORES,)), Section("samsum", ("Text.",))], Path("runs/new") / "report.html")
+    assert capsys.readouterr().out == (
+        f"{SCORES_AS_MARKDOWN}\n\nsamsum:\n\nText.\n\nreport: runs/new/report.html\n"
+    )
