@@ -22,7 +22,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params
-from dvp_jax.t5.sharding import gathered, place, place_rows, rows_over, using
+from dvp_jax.t5.sharding import place, place_rows, round_up_rows, to_host, use_mesh
 
 
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
@@ -45,7 +45,7 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
     decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
     rows = np.shape(input_ids)[0]
-    return jax.tree.map(lambda x: gathered(x)[:rows], decode(model, encoded, cfg))
+    return jax.tree.map(lambda x: to_host(x)[:rows], decode(model, encoded, cfg))
 
 
 def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, rows: int | None = None) -> Encoded:
@@ -65,7 +65,7 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, row
     """
     ids, mask = _check_source(model.config, input_ids, attention_mask)
     count, length = ids.shape
-    padded_rows = rows_over(model.mesh, rows or batch_bucket(count))
+    padded_rows = round_up_rows(model.mesh, rows or batch_bucket(count))
     padding = ((0, padded_rows - count), (0, source_bucket(length) - length))
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
     ids, mask, active = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
@@ -100,7 +100,7 @@ def decode(
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
     program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-    with using(model.mesh):
+    with use_mesh(model.mesh):
         return decode_tokens(program, inputs)
 
 
@@ -112,7 +112,7 @@ def lower_decode(
     Args and Raises as `decode`.
     """
     program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-    with using(model.mesh):
+    with use_mesh(model.mesh):
         return decode_tokens.lower(program, inputs), inputs
 
 
@@ -172,7 +172,7 @@ def teacher_forced_logits(
     targets = _check_ids("decoder_input_ids", decoder_input_ids, model.config.vocab_size)
     if len(targets) != len(ids):
         raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(ids)}, as input_ids")
-    padding = ((0, rows_over(model.mesh, len(ids)) - len(ids)), (0, 0))
+    padding = ((0, round_up_rows(model.mesh, len(ids)) - len(ids)), (0, 0))
     placed = place_rows(model.mesh, tuple(np.pad(x, padding) for x in (ids, mask, targets)))
     return _forward(model.config, model.params, *placed)[: len(ids)]
 

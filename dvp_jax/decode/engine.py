@@ -21,7 +21,7 @@ from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.lanes import Lane
 from dvp_jax.decode.text import GeneratedText, source_bucket, to_text, tokenize, unpad_rows
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.sharding import rows_over
+from dvp_jax.t5.sharding import round_up_rows
 
 Request = str | Sequence[int]
 """A text, or token ids with the end token."""
@@ -78,7 +78,7 @@ class Engine:
                 raise ValueError(f"{name} is {value}; allowed: at least 1")
         decode_policy(model, cfg)
         self._model, self._cfg, self._steps = model, cfg, steps
-        self._num_slots = rows_over(model.mesh, slots)
+        self._num_slots = round_up_rows(model.mesh, slots)
         self._max_source_length = max_source_length
         self._lanes: dict[int, Lane] = {}
         self._refused: list[Result] = []

@@ -20,7 +20,7 @@ from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import GeneratedText, pad_rows, to_text
 from dvp_jax.decode.token_loop import DecodeState, initial_state, next_position, next_token
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.sharding import gathered, place_rows, using
+from dvp_jax.t5.sharding import place_rows, to_host, use_mesh
 
 
 @struct.dataclass
@@ -159,14 +159,14 @@ class Lane:
         is_asked_for = len(self.waiting) + len(self._prefilled) > 0
         stop_at_ended = num_free + max(1, num_slots // 8) if is_asked_for else num_slots
         inputs = dataclasses.replace(self._inputs, encoded=self._slots.encoded)
-        with using(self._model.mesh):
+        with use_mesh(self._model.mesh):
             state, counts = _advance(self._program, inputs, self._slots.state, max_steps, stop_at_ended)
         self._slots = dataclasses.replace(self._slots, state=state)
         return self._collect(state), counts
 
     def _collect(self, state: DecodeState) -> list[tuple[int, GeneratedText]]:
         """Frees the slots whose text has ended, and returns their request ids and texts."""
-        ended = gathered(state.ended)
+        ended = to_host(state.ended)
         finished = [
             (slot, request_id)
             for slot, request_id in enumerate(self._running)
@@ -174,7 +174,7 @@ class Lane:
         ]
         if not finished:
             return []
-        decoded = jax.tree.map(gathered, state.decoded)
+        decoded = jax.tree.map(to_host, state.decoded)
         for slot, _ in finished:
             self._running[slot] = None
         return [(request_id, to_text(self._model, decoded, slot)) for slot, request_id in finished]

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.model import T5, Params
-from dvp_jax.t5.sharding import gathered, pad_vocabulary, shardings
+from dvp_jax.t5.sharding import pad_vocabulary, shardings, to_host
 
 DTYPES = ("float32", "bfloat16")
 
@@ -350,7 +350,7 @@ def stored_tensor(config: T5Config, name: str, value: jax.Array | np.ndarray) ->
         name: Hugging Face's name, or ours.
         value: the parameter.
     """
-    array = gathered(value)
+    array = to_host(value)
     return array[: config.vocab_size] if name.removesuffix(".weight") in _VOCABULARY else array
 
 

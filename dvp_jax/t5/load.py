@@ -34,7 +34,7 @@ from dvp_jax.t5.hugging_face import (
 )
 from dvp_jax.t5.int8 import Int8Unembedding, quantize_unembedding
 from dvp_jax.t5.model import Params, unembedding
-from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, several_processes
+from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, spans_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,7 +151,7 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
-    many_processes = several_processes(model.mesh)
+    many_processes = spans_processes(model.mesh)
     if many_processes and format != "huggingface":
         raise ValueError(f"format is {format!r}; allowed for a model that several processes hold: huggingface")
     params = {name: value for name, value in model.params.items() if name != "meta"}

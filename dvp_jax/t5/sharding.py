@@ -108,7 +108,7 @@ def check_mesh(config: T5Config, mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
 
 
-def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
+def use_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
     """A context in which traced programs are for this mesh; it does nothing if there is none."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
@@ -148,19 +148,19 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(full.shape, sharding, lambda index: full[index])
 
 
-def gathered(x: jax.Array | np.ndarray) -> np.ndarray:
+def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """The full array in this process's memory. If several processes hold parts of it, all of them must call it."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
 
-def several_processes(mesh: Mesh | None) -> bool:
+def spans_processes(mesh: Mesh | None) -> bool:
     """Whether a mesh has devices of several processes. These must then all make the same calls."""
     return mesh is not None and mesh.is_multi_process
 
 
-def rows_over(mesh: Mesh | None, rows: int) -> int:
+def round_up_rows(mesh: Mesh | None, rows: int) -> int:
     """The number of rows, rounded up so that the axis "data" divides it."""
     data = 1 if mesh is None else mesh.shape["data"]
     return -(-rows // data) * data

@@ -25,7 +25,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import DTYPES
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, unembedding
-from dvp_jax.t5.sharding import place, rows_over, shardings
+from dvp_jax.t5.sharding import place, round_up_rows, shardings
 from dvp_jax.train.batches import Batch, Batches, shift_right
 from dvp_jax.train.checkpoints import Checkpoints
 from dvp_jax.train.losses import DepthSums, depth_weights, sums_by_depth
@@ -341,7 +341,7 @@ def check_batch(model: Model, cfg: TrainConfig) -> None:
     """
     if model.mesh is None and (count := processes.current().count) > 1:
         raise ValueError(f"model.mesh is None; allowed with {count} processes: a mesh of all their devices")
-    devices = rows_over(model.mesh, 1)
+    devices = round_up_rows(model.mesh, 1)
     if cfg.batch_size % (cfg.accumulation * devices):
         raise ValueError(
             f"batch_size is {cfg.batch_size}; allowed: multiples of {cfg.accumulation * devices}, accumulation "
