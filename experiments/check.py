@@ -2,8 +2,8 @@
 
     python -m experiments.check --model=CHECKPOINT --prompt="translate English to German: Hello."
 
-The exit status is 1 if anything differs. A difference is no error if its confidence is within 1e-5 of the threshold,
-or if its two logits are within 1e-5 of each other: there rounding decides.
+The exit status is 1 if anything differs. A difference is no error if its confidence is within 1e-5 of the
+threshold, or if its two logits are within 1e-5 of each other: there rounding decides.
 """
 
 from __future__ import annotations

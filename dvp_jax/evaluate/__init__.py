@@ -1,1 +1,1 @@
-"""Whole experiments: decode a task in several ways, score, sweep, choose settings, and report."""
+"""Experiments: decode tasks with several methods, score the texts, sweep settings, select one, and report."""

@@ -1,1 +1,1 @@
-"""Metrics of text, each in percent."""
+"""Metrics of texts, reliability of confidences, and intervals of rates."""

@@ -1,4 +1,4 @@
-"""Intervals of rates whose observations come in groups: tokens of one text depend on each other."""
+"""Confidence intervals of rates over tokens. The tokens of one text depend on each other."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def rate_interval(
     level: float = 0.95,
     resamples: int = 2000,
 ) -> Interval:
-    """The share of tokens that are hits, with an interval from resampling whole texts (cluster bootstrap).
+    """Computes the share of tokens that are hits, with an interval from resampling texts (cluster bootstrap).
 
-    Percentiles of the bootstrap (Efron & Tibshirani 1993, chapter 13), seeded. Where no token is a hit, or every
-    one is, all resamples are alike and would give an interval of no width: there it is the exact binomial one
-    (Clopper & Pearson 1934) of as many trials as there are texts, as if a text's tokens all went the same way.
+    The ends are percentiles of a seeded bootstrap (Efron & Tibshirani 1993, chapter 13). If no token is a hit, or
+    every token is, all resamples are equal and their interval has no width. Then the interval is the exact
+    binomial one (Clopper & Pearson 1934) with as many trials as there are texts, as if all tokens of a text were
+    the same.
 
     Args:
-        hits: of each text.
-        tokens: of each text; texts with none are left out.
-        level: how often the interval is to hold the true rate.
-        resamples: of the texts.
+        hits: number of hits in each text.
+        tokens: number of tokens in each text. Texts without tokens are skipped.
+        level: probability that the interval contains the true rate.
+        resamples: number of resamples.
 
     Raises:
-        ValueError: no tokens at all; hits that are negative or more than tokens; shapes that differ.
+        ValueError: there are no tokens, hits are negative or more than tokens, or the shapes differ.
     """
     hits, tokens = np.asarray(hits), np.asarray(tokens)
     if hits.ndim != 1 or hits.shape != tokens.shape:
@@ -51,7 +52,7 @@ def rate_interval(
     if rate in (0.0, 1.0):
         exact = stats.binomtest(round(rate * len(tokens)), len(tokens)).proportion_ci(level, method="exact")
         return Interval(rate, float(exact.low), float(exact.high))
-    if len(tokens) == 1:  # one text says nothing of others
+    if len(tokens) == 1:  # one text says nothing about others
         return Interval(rate, 0.0, 1.0)
     result = stats.bootstrap(
         (hits, tokens),
@@ -60,7 +61,7 @@ def rate_interval(
         vectorized=True,
         confidence_level=level,
         n_resamples=resamples,
-        batch=100,  # else every resample of every text is in memory at once
+        batch=100,  # limits memory: all resamples of all texts would be held at once
         method="percentile",
         rng=np.random.default_rng(0),
     )

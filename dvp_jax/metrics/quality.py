@@ -1,6 +1,6 @@
-"""How good one text is, in [0, 1], where the other metrics score whole corpora.
+"""Quality of single texts, in [0, 1]. The other metrics score whole corpora, in percent.
 
-A text that equals the other scores 1, also where there is no word in it that a metric could count.
+A text that equals its reference scores 1, even if it has no word that a metric could count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dvp_jax.metrics.squad import exact_match, token_f1
 
 _rouge_scorer = functools.cache(lambda: RougeScorer(["rougeL"], use_stemmer=True))
 _chrf = functools.cache(CHRF)
-_bleu = functools.cache(lambda: BLEU(effective_order=True))  # else a text of three words scores 0
+_bleu = functools.cache(lambda: BLEU(effective_order=True))  # otherwise a text of three words scores 0
 
 
 def _rouge_l(prediction: str, reference: str) -> float:
@@ -37,16 +37,19 @@ MEASURES: dict[str, Callable[[str, str], float]] = {
     "chrf": _sentence_chrf,
     "bleu": _sentence_bleu,
 }
-"""Of a prediction and a reference: as `rouge_scores`, `squad_scores` and `sacrebleu` have them, of one text."""
+"""Functions of a prediction and a reference: `rouge_scores`, `squad_scores` and `sacrebleu` for one text."""
 
 
 def text_quality(measure: str, prediction: str, references: Sequence[str]) -> float:
-    """The best over the references, in [0, 1].
+    """Measures the quality of a text against the reference that it is most like.
 
     Args:
         measure: a name in `MEASURES`.
-        prediction: any text.
-        references: at least one.
+        prediction: the text.
+        references: at least one accepted text.
+
+    Returns:
+        The quality, in [0, 1].
 
     Raises:
         ValueError: an unknown measure.
@@ -56,4 +59,4 @@ def text_quality(measure: str, prediction: str, references: Sequence[str]) -> fl
     if prediction in references:
         return 1.0
     best = max(MEASURES[measure](prediction, reference) for reference in references)
-    return min(best, 1.0)  # BLEU computes a little more for texts that its tokens make equal
+    return min(best, 1.0)  # BLEU may be a little above 1 for texts with equal tokens

@@ -1,4 +1,4 @@
-"""Calibration: does a confidence of 0.9 mean right nine times in ten? (Guo et al. 2017, arXiv 1706.04599)."""
+"""Reliability: is a confidence of 0.9 right nine times in ten? (Guo et al. 2017, arXiv 1706.04599)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram: confidences in bins of equal width, the upper edge included (Guo et al., section 2).
+    """A reliability diagram (Guo et al., section 2). A bin contains its upper edge.
 
     Attributes:
-        confidence: mean confidence of each bin, NaN where it is empty.
-        accuracy: share of each bin that is correct, NaN where it is empty.
-        count: how many fell into each bin.
+        confidence: mean confidence of each bin, NaN for an empty bin.
+        accuracy: share of correct tokens in each bin, NaN for an empty bin.
+        count: number of tokens in each bin.
     """
 
     confidence: Float[np.ndarray, " bins"]
@@ -24,13 +24,13 @@ class Reliability:
 
     @property
     def expected_error(self) -> float:
-        """ECE: the gap between accuracy and confidence, averaged over the bins by what they hold (equation 3)."""
-        held = self.count > 0
-        return float(np.average(self._gap[held], weights=self.count[held]))
+        """ECE: the mean gap between accuracy and confidence, weighted by the counts of the bins (equation 3)."""
+        filled = self.count > 0
+        return float(np.average(self._gap[filled], weights=self.count[filled]))
 
     @property
     def maximum_error(self) -> float:
-        """MCE: the largest gap of any bin, however few it holds (equation 5)."""
+        """MCE: the largest gap between accuracy and confidence of any bin (equation 5)."""
         return float(np.nanmax(self._gap))
 
     @property
@@ -41,15 +41,15 @@ class Reliability:
 def reliability(
     confidences: Float[np.ndarray, " tokens"], correct: Bool[np.ndarray, " tokens"], bins: int = 10
 ) -> Reliability:
-    """The reliability diagram of confidences.
+    """Computes the reliability diagram of tokens.
 
     Args:
-        confidences: in [0, 1].
-        correct: whether each was right.
-        bins: of equal width over [0, 1].
+        confidences: confidence in each token, in [0, 1].
+        correct: whether each token is correct.
+        bins: number of bins of equal width over [0, 1].
 
     Raises:
-        ValueError: nothing to bin, shapes that differ, a confidence outside [0, 1], bins below 1.
+        ValueError: there are no tokens, the shapes differ, a confidence is outside [0, 1], or bins is below 1.
     """
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, bool)
     if confidences.ndim != 1 or confidences.shape != correct.shape or not len(confidences):

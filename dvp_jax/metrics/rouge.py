@@ -1,4 +1,4 @@
-"""ROUGE, by the `rouge-score` package with stemming."""
+"""ROUGE, from the `rouge-score` package, with stemming."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ _TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
 def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean F-measures in percent.
+    """Computes mean F-measures in percent.
 
-    For Lsum both texts are split into sentences after . ! and ?; the published code splits them by a trained
-    model (NLTK's punkt), which differs at abbreviations.
+    For rougeLsum both texts are split into sentences after ".", "!" and "?". The published code of DVP splits them
+    with a trained model (NLTK's punkt), which differs at abbreviations.
+
+    Args:
+        predictions: the texts to score.
+        references: one reference for each prediction.
 
     Returns:
         {"rougeL", "rouge1", "rouge2", "rougeLsum"}.
     """
-    from rouge_score import rouge_scorer  # imports scikit-learn and pandas: as long as all that is imported else
+    from rouge_score import rouge_scorer  # slow: it imports scikit-learn and pandas
 
     scorer = rouge_scorer.RougeScorer(_TYPES, use_stemmer=True)
     scores = [

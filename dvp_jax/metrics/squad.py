@@ -1,4 +1,4 @@
-"""SQuAD 1.1's official F1 and exact match."""
+"""F1 and exact match, as the official script of SQuAD 1.1 computes them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space."""
+    """Converts to lower case and removes punctuation, articles and superfluous white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 if both are the same after `normalize_answer`, else 0."""
+    """Returns 1 if both texts are equal after `normalize_answer`, and 0 otherwise."""
     return float(normalize_answer(prediction) == normalize_answer(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the words of both, in [0, 1]."""
+    """Computes the harmonic mean of precision and recall of the words, in [0, 1]."""
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
     common = sum((Counter(predicted) & Counter(expected)).values())
     return 2.0 * common / (len(predicted) + len(expected)) if common else 0.0
 
 
 def squad_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The official script's figures: per question the best over its references, then the mean, in percent.
+    """Computes means over questions, in percent. Each question counts with its best reference.
 
     Args:
-        predictions: one answer per question.
-        references: accepted answers of each question.
+        predictions: one answer for each question.
+        references: the accepted answers of each question.
 
     Returns:
         {"f1", "exact_match"}.

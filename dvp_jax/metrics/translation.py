@@ -1,4 +1,4 @@
-"""BLEU and chrF, by `sacrebleu` with its defaults."""
+"""BLEU and chrF, from the `sacrebleu` package with its defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import sacrebleu
 
 
 def translation_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Scores of the corpus.
+    """Scores a corpus.
+
+    Args:
+        predictions: the translations to score.
+        references: one reference for each prediction.
 
     Returns:
         {"bleu", "chrf"}, in percent.

@@ -1,4 +1,4 @@
-"""Certified settings: p-values against other implementations, and promises kept in simulated calibrations."""
+"""Learn then Test: p-values against other implementations, and the guarantee in simulated calibrations."""
 
 import math
 from fractions import Fraction
@@ -23,7 +23,7 @@ from dvp_jax.evaluate.learn_then_test import (
 
 
 def exact_hoeffding_bentkus(total: int, n: int, delta: float) -> float:
-    """For losses that sum to a whole number, in fractions and 50 digits."""
+    """The p-value for losses that sum to a whole number, in fractions and 50 digits."""
     d, below = Fraction(delta), min(Fraction(total, n), Fraction(delta))
     with mpmath.workdps(50):
 
@@ -41,8 +41,8 @@ def exact_hoeffding_bentkus(total: int, n: int, delta: float) -> float:
 @pytest.mark.parametrize("n", [1, 19, 107])
 def test_hoeffding_bentkus_is_that_of_exact_arithmetic(n, delta):
     totals = range(0, n + 1, 1 + n // 12)
-    found = hoeffding_bentkus(np.array(totals) / n, n, delta)
-    assert found == pytest.approx([exact_hoeffding_bentkus(total, n, delta) for total in totals], rel=1e-9)
+    p_values = hoeffding_bentkus(np.array(totals) / n, n, delta)
+    assert p_values == pytest.approx([exact_hoeffding_bentkus(total, n, delta) for total in totals], rel=1e-9)
 
 
 @pytest.mark.parametrize(("n", "delta"), [(50, 0.05), (1014, 0.02), (300, 0.25)])
@@ -99,25 +99,25 @@ def test_the_exact_binomial_refuses_losses_between_0_and_1():
 
 def test_a_path_ends_at_its_first_failure_whatever_comes_after():
     risks = np.array([0.0, 0.0, 0.5, 0.0])
-    found = learn_then_test(risks, 100, [[0, 1, 2, 3]], delta=0.1, epsilon=0.05)
-    assert found.rejected.tolist() == [True, True, False, False]
-    assert found.tested.tolist() == [True, True, True, False]
-    assert found.p_values[3] == found.p_values[0]
+    certificate = learn_then_test(risks, 100, [[0, 1, 2, 3]], delta=0.1, epsilon=0.05)
+    assert certificate.rejected.tolist() == [True, True, False, False]
+    assert certificate.tested.tolist() == [True, True, True, False]
+    assert certificate.p_values[3] == found.p_values[0]
 
 
 def test_a_path_is_tested_in_its_own_order():
-    found = learn_then_test(np.array([0.0, 0.5, 0.0]), 100, [[2, 1, 0]], delta=0.1, epsilon=0.05)
-    assert found.rejected.tolist() == [False, False, True]
-    assert found.tested.tolist() == [False, True, True]
+    certificate = learn_then_test(np.array([0.0, 0.5, 0.0]), 100, [[2, 1, 0]], delta=0.1, epsilon=0.05)
+    assert certificate.rejected.tolist() == [False, False, True]
+    assert certificate.tested.tolist() == [False, True, True]
 
 
 def test_the_level_is_shared_among_paths_not_settings():
     # Without any loss p = 0.9 ** n: 0.9 ** 29 = 0.047 and 0.9 ** 39 = 0.016, of a level of 0.05 and of 0.05 / 3.
     one, three = [[*range(6)]], [[0, 1], [2, 3], [4, 5]]
     for n, paths, passes in ((29, one, True), (28, one, False), (39, three, True), (38, three, False)):
-        found = learn_then_test(np.zeros(6), n, paths, delta=0.1, epsilon=0.05)
-        assert found.level == pytest.approx(0.05 / len(paths))
-        assert found.rejected.tolist() == [passes] * 6
+        certificate = learn_then_test(np.zeros(6), n, paths, delta=0.1, epsilon=0.05)
+        assert certificate.level == pytest.approx(0.05 / len(paths))
+        assert certificate.rejected.tolist() == [passes] * 6
     assert learn_then_test(np.zeros(0), 39, [], delta=0.1, epsilon=0.05).rejected.shape == (0,)
 
 
@@ -131,8 +131,8 @@ def test_the_smallest_delta_is_that_of_no_loss(level, n):
         least = smallest_delta(n, level, name)
         for delta, passes in ((least * 1.001, True), (least * 0.999, False)):
             if delta < 1:
-                found = learn_then_test(np.zeros(1), n, [[0]], delta=delta, epsilon=level, p_value=name)
-                assert found.rejected.tolist() == [passes]
+                certificate = learn_then_test(np.zeros(1), n, [[0]], delta=delta, epsilon=level, p_value=name)
+                assert certificate.rejected.tolist() == [passes]
 
 
 def test_one_example_certifies_nothing_by_hoeffding():
@@ -177,30 +177,30 @@ RUNS, PATHS, THRESHOLDS = 500, 6, 9
 ORDER = [list(range(path * THRESHOLDS, (path + 1) * THRESHOLDS)) for path in range(PATHS)]
 DELTA, EPSILON, FULL_COST = 0.05, 0.1, 10.0
 COSTS = np.ravel(9.0 - np.arange(PATHS)[:, None] * 0.1 - np.arange(THRESHOLDS)[None] * 0.9)
-"""Falling along each path, and a little from path to path."""
+"""Costs fall along each path, and a little from path to path."""
 
 
 def cliffs() -> np.ndarray:
-    """Mean losses of no loss at all, and then of just more than delta: the hardest surface to be right on."""
+    """Mean losses that jump from 0 to just above delta: the surface on which errors are most likely."""
     edges = np.array([3, 4, 5, 4, 3, 2])[:, None]
     steps = np.arange(THRESHOLDS)[None]
     return np.ravel(np.where(steps < edges, 0.0, DELTA * 1.001 + 0.01 * (steps - edges)))
 
 
 def slopes() -> np.ndarray:
-    """Mean losses that grow as the threshold falls, at a pace that p and K set, and not steadily."""
+    """Mean losses that grow as the threshold falls, faster on some paths, and not at every step."""
     steps, pace = np.arange(THRESHOLDS)[None], np.linspace(0.6, 1.6, PATHS)[:, None]
     return np.ravel(0.11 * (pace * steps / THRESHOLDS) ** 2 + 0.004 * (steps % 2))
 
 
 def simulate(surface: np.ndarray, n: int, kind: str) -> np.ndarray:
-    """Risks (runs, settings) seen on n examples a run."""
+    """Mean losses on n examples of each run, of shape (runs, settings)."""
     rng = np.random.default_rng(0)
     if kind == "0 or 1, settings independent":
         return rng.binomial(n, surface, (RUNS, len(surface))) / n
     if kind == "0 or 1, on the same examples":
         return np.stack([(rng.random((n, 1)) < surface).mean(axis=0) for _ in range(RUNS)])
-    # Whole losses, halves and small ones, with the same mean.
+    # Losses of 1, 0.5 and 0.1, with the same mean.
     values, weights = np.array([1.0, 0.5, 0.1]), np.array([0.5, 0.3, 0.2])
     share = surface / (values @ weights)
     losing = (rng.random((n, 1)) < share for _ in range(RUNS))
@@ -208,12 +208,12 @@ def simulate(surface: np.ndarray, n: int, kind: str) -> np.ndarray:
 
 
 def count_broken(surface: np.ndarray, chosen: np.ndarray) -> int:
-    """In how many runs the chosen setting's true mean loss exceeds delta; the full model's never does."""
+    """Counts the runs in which the true mean loss of the chosen setting exceeds delta. The full model's is 0."""
     return int((np.append(surface, 0.0)[chosen] > DELTA).sum())
 
 
 def chance_if_kept(broken: int) -> float:
-    """Of as many broken promises or more, if each is broken with probability epsilon."""
+    """Probability of at least this many broken promises, if each is broken with probability epsilon."""
     return stats.binomtest(broken, RUNS, EPSILON, alternative="greater").pvalue
 
 
@@ -235,8 +235,8 @@ def select(allowed: np.ndarray) -> np.ndarray:
 def test_the_promise_is_broken_in_at_most_epsilon_of_calibrations(surface, p_value, kind):
     surface = surface()
     risks = simulate(surface, 400, kind)
-    found = learn_then_test(risks, 400, ORDER, delta=DELTA, epsilon=EPSILON, p_value=p_value)
-    broken = count_broken(surface, select(found.rejected))
+    certificate = learn_then_test(risks, 400, ORDER, delta=DELTA, epsilon=EPSILON, p_value=p_value)
+    broken = count_broken(surface, select(certificate.rejected))
     assert chance_if_kept(broken) >= 0.01, broken
 
 
@@ -253,7 +253,7 @@ def test_the_simulation_catches_rules_that_break_the_promise(p_value):
         "the first failing setting": right.tested & ~right.rejected,
         "delta on these examples": risks <= DELTA,
     }
-    if p_value == "exact_binomial":  # the other one's slack makes up for it
+    if p_value == "exact_binomial":  # the other p-value is too cautious for these to fail
         wrong["the whole level for each path"] = unshared.rejected
         wrong["whatever passes by itself"] = right.p_values <= EPSILON
     for name, allowed in wrong.items():
@@ -261,10 +261,12 @@ def test_the_simulation_catches_rules_that_break_the_promise(p_value):
 
 
 def saving(n: int, p_value: str, kind: str = "0 or 1, on the same examples") -> float:
-    """The mean saving over the full model, as a share of the best that the promise allows."""
+    """The mean saving compared with the full model, as a share of the largest saving that the promise allows."""
     surface = slopes()
-    found = learn_then_test(simulate(surface, n, kind), n, ORDER, delta=DELTA, epsilon=EPSILON, p_value=p_value)
-    costs = np.append(COSTS, FULL_COST)[select(found.rejected)]
+    certificate = learn_then_test(
+        simulate(surface, n, kind), n, ORDER, delta=DELTA, epsilon=EPSILON, p_value=p_value
+    )
+    costs = np.append(COSTS, FULL_COST)[select(certificate.rejected)]
     return float((FULL_COST - costs.mean()) / (FULL_COST - COSTS[surface <= DELTA].min()))
 
 

@@ -62,13 +62,13 @@ class Elements(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.found = []
+        self.all = []
         self.open = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs), []))
-        self.open.append(self.found[-1])
+        self.all.append((tag, dict(attrs), []))
+        self.open.append(self.all[-1])
 
     def handle_endtag(self, tag):
         while self.open.pop()[0] != tag:  # void elements are never closed
@@ -79,7 +79,7 @@ class Elements(HTMLParser):
             self.open[-1][2].append(data)
 
     def of(self, tag):
-        return [(attributes, "".join(text)) for name, attributes, text in self.found if name == tag]
+        return [(attributes, "".join(text)) for name, attributes, text in self.all if name == tag]
 
     def texts(self, tag):
         return [text for _, text in self.of(tag)]
@@ -108,7 +108,7 @@ def test_the_report_refers_to_nothing_outside_itself(report):
     elements = Elements(path)
     links = [
         attributes[name]
-        for _, attributes, _ in elements.found
+        for _, attributes, _ in elements.all
         for name in ("src", "href", "srcset", "data", "action")
         if name in attributes
     ]
