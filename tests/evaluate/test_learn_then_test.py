@@ -102,7 +102,7 @@ def test_a_path_ends_at_its_first_failure_whatever_comes_after():
     certificate = learn_then_test(risks, 100, [[0, 1, 2, 3]], delta=0.1, epsilon=0.05)
     assert certificate.rejected.tolist() == [True, True, False, False]
     assert certificate.tested.tolist() == [True, True, True, False]
-    assert certificate.p_values[3] == found.p_values[0]
+    assert certificate.p_values[3] == certificate.p_values[0]
 
 
 def test_a_path_is_tested_in_its_own_order():
