@@ -84,12 +84,12 @@ def test_some_answers_have_a_distractor_of_their_kind_and_most_do_not(paragraphs
     assert 0.08 < sum(distracted) / len(distracted) < 0.16
 
 
-def test_the_readme_counts_the_distractors_of_the_shipped_questions():
+def test_the_docs_count_the_distractors_of_the_shipped_questions():
     root = Path(__file__).parents[2]
     shipped = json.loads((root / "dvp_jax" / "demo" / "squad_test.json").read_text(encoding="utf-8"))
     distracted = with_distractor(shipped["data"][0]["paragraphs"])
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert f"for {sum(distracted)} of the {len(distracted)} alone the paragraph holds something else" in readme
+    docs = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"for {sum(distracted)} of the {len(distracted)} alone the paragraph holds something else" in docs
 
 
 def test_two_entities_share_the_facts_out(paragraphs):
