@@ -92,7 +92,7 @@ class T5Config:
         """Makes a config from the fields of a Hugging Face config.json.
 
         Args:
-            fields: the parsed file. Fields that are not ours are ignored.
+            fields: the parsed file. Unknown fields are ignored.
 
         Raises:
             ValueError: another model type, a missing field, or an impossible value.

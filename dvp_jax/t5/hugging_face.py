@@ -347,7 +347,7 @@ def stored_tensor(config: T5Config, name: str, value: jax.Array | np.ndarray) ->
 
     Args:
         config: the shape of the model.
-        name: Hugging Face's name, or ours.
+        name: the parameter's name in the file, or its key in the parameters.
         value: the parameter.
     """
     array = to_host(value)

@@ -69,8 +69,8 @@ def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Me
         ValueError: not two sizes of at least 1; more devices than there are; a mesh of several processes that does
             not use all of their devices.
     """
-    own, processes = len(jax.local_devices()), jax.process_count()
-    if sizes is None and all_processes and processes > 1:
+    num_local, num_processes = len(jax.local_devices()), jax.process_count()
+    if sizes is None and all_processes and num_processes > 1:
         sizes = len(jax.devices()), 1
     if sizes is None:
         return None
@@ -78,12 +78,14 @@ def make_mesh(sizes: Sequence[int] | None, *, all_processes: bool = False) -> Me
     if len(sizes) != 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"mesh is {sizes}; allowed: two integers of at least 1, the sizes of data and model")
     count = math.prod(sizes)
-    together = processes > 1 and (all_processes or count > own)
+    together = num_processes > 1 and (all_processes or count > num_local)
     devices = jax.devices() if together else jax.local_devices()
     if count > len(devices) or (together and count < len(devices)):
-        allowed = f"all {len(devices)} of {processes} processes" if together else f"at most the {own} here"
+        allowed = (
+            f"all {len(devices)} of {num_processes} processes" if together else f"at most the {num_local} here"
+        )
         if together and not all_processes:
-            allowed += f", or at most the {own} of each"
+            allowed += f", or at most the {num_local} of each"
         raise ValueError(f"mesh is {sizes}, {count} devices; allowed: {allowed}")
     return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * 2, devices=devices[:count])
 

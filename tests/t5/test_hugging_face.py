@@ -51,8 +51,8 @@ def test_round_trip_to_hugging_face_gives_identical_tensors(variant, tmp_path):
     read = type(peer).from_pretrained(tmp_path / "out").eval()
     ids = torch.arange(2, 12)[None]
     with torch.no_grad():
-        ours, theirs = (m(input_ids=ids, decoder_input_ids=ids).logits for m in (read, peer))
-    assert torch.equal(ours, theirs)
+        logits, expected_logits = (m(input_ids=ids, decoder_input_ids=ids).logits for m in (read, peer))
+    assert torch.equal(logits, expected_logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
