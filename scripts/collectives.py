@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 
 from dvp_jax.bench.collectives import least, most, per_token
 from dvp_jax.decode.api import lower_decode
-from dvp_jax.decode.cache import Encoded
 from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.program import Encoded
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
 from dvp_jax.t5.config import SHAPES, T5Config

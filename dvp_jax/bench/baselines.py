@@ -1,14 +1,12 @@
-"""Other decoders of the same weights, for the benchmark: Hugging Face's PyTorch and CTranslate2.
+"""Other decoders of the same weights, for comparison: Hugging Face's PyTorch and CTranslate2.
 
-Each is there where its package is installed (the extra `bench`). All get the same sources and generate the same
-number of tokens, greedily.
+They need the extra `bench`. All of them read the same sources and generate the same number of tokens, greedily.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,33 +15,66 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
+from dvp_jax.bench.bandwidth import num_cores
 from dvp_jax.t5.hugging_face import hugging_face_tensors
 from dvp_jax.t5.load import Model
 
+LIBRARIES = ("huggingface", "ctranslate2")
+"""One library a run: once CTranslate2 has started its threads, PyTorch takes 1.5 times as long."""
 CTRANSLATE2_TYPES = ("float32", "bfloat16", "int8")
+
+Ids = Int[np.ndarray, "batch source"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Peer:
+class Baseline:
     """A decoder to time.
 
     Attributes:
-        decode: generates; returns the token ids of each row.
-        encode: only what `decode` does besides decoding; its time is subtracted.
+        decode: generates, and returns the token ids of each row.
+        encode: does the part of `decode` that is not decoding; its time is subtracted.
     """
 
     decode: Callable[[], list[list[int]]]
     encode: Callable[[], Any]
 
 
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def baselines(
+    library: str, model: Model, ids: Ids, new_tokens: int
+) -> dict[str, tuple[Baseline, list[list[int]]] | str]:
+    """The decoders of a library, run once each.
+
+    Args:
+        library: one of LIBRARIES.
+        model: the model whose weights they get.
+        ids: (batch, source) token ids without padding.
+        new_tokens: how many tokens each row generates.
+
+    Returns:
+        For each decoder's name, the decoder and the token ids that it generated; or, if it cannot run, the reason.
+    """
+    makers: dict[str, Callable[[Path], Baseline]] = {}
+    if library == "huggingface":
+        for kind in ("eager", "compiled"):
+            makers[f"Hugging Face {kind}"] = partial(hugging_face, model, ids, new_tokens, kind == "compiled")
+    else:
+        for compute_type in CTRANSLATE2_TYPES:
+            makers[f"CTranslate2 {compute_type}"] = partial(ctranslate2, model, ids, new_tokens, compute_type)
+    decoders: dict[str, tuple[Baseline, list[list[int]]] | str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in makers.items():
+            try:
+                baseline = make(Path(folder))
+                decoders[name] = baseline, baseline.decode()
+            except Exception as error:  # the failure of another project is a line of the table
+                decoders[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return decoders
 
 
 def pytorch_model(model: Model) -> Any:
-    """The same weights in Hugging Face's PyTorch, float32.
+    """The same weights as a Hugging Face PyTorch model, in float32.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -52,34 +83,40 @@ def pytorch_model(model: Model) -> Any:
     import transformers
 
     config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
-    peer = transformers.T5ForConditionalGeneration(config).eval()
+    pytorch = transformers.T5ForConditionalGeneration(config).eval()
     tensors = hugging_face_tensors(model.config, model.params)
     weights = {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
-    missing, unexpected = peer.load_state_dict(weights, strict=False)
+    missing, unexpected = pytorch.load_state_dict(weights, strict=False)
     assert not unexpected and all("embed_tokens" in name or name == "lm_head.weight" for name in missing)
-    peer.tie_weights()
-    return peer
+    pytorch.tie_weights()
+    return pytorch
 
 
-def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool, _: Path) -> Peer:
-    """Hugging Face's `generate`: eager, or with a static cache and `torch.compile`.
+def hugging_face(model: Model, ids: Ids, new_tokens: int, compiled: bool, _: Path) -> Baseline:
+    """Hugging Face's `generate`, on sources that are encoded beforehand.
+
+    Args:
+        model: the model whose weights it gets.
+        ids: (batch, source) token ids without padding.
+        new_tokens: how many tokens each row generates.
+        compiled: use a static cache and `torch.compile`; otherwise run eagerly.
 
     Raises:
         ImportError: PyTorch is not installed.
     """
     import torch
 
-    peer = pytorch_model(model)
-    peer = peer.to(torch.bfloat16 if model.params["shared"].dtype == jnp.bfloat16 else torch.float32)
+    pytorch = pytorch_model(model)
+    pytorch = pytorch.to(torch.bfloat16 if model.params["shared"].dtype == jnp.bfloat16 else torch.float32)
     source = torch.tensor(ids).long()
-    encoded = peer.encoder(input_ids=source)
+    encoded = pytorch.encoder(input_ids=source)
     options: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
     if compiled:
-        peer.forward = torch.compile(peer.forward)
+        pytorch.forward = torch.compile(pytorch.forward)
 
     def decode() -> list[list[int]]:
         with torch.inference_mode():
-            out = peer.generate(
+            tokens = pytorch.generate(
                 encoder_outputs=encoded,
                 attention_mask=torch.ones_like(source),
                 max_new_tokens=new_tokens,
@@ -88,20 +125,20 @@ def hugging_face(model: Model, ids: np.ndarray, new_tokens: int, compiled: bool,
                 num_beams=1,
                 **options,
             )
-        return out[:, 1:].tolist()
+        return tokens[:, 1:].tolist()  # without the start token
 
-    return Peer(decode, lambda: None)
+    return Baseline(decode, lambda: None)
 
 
-def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: str, folder: Path) -> Peer:
-    """CTranslate2 on one CPU worker with all cores.
+def ctranslate2(model: Model, ids: Ids, new_tokens: int, compute_type: str, folder: Path) -> Baseline:
+    """CTranslate2 with one worker on all CPU cores.
 
     Args:
-        model: what to convert; its tokens are named by their ids.
-        ids: sources.
-        new_tokens: to generate.
-        compute_type: of CTranslate2; the weights are converted to it.
-        folder: for the converted model.
+        model: the model to convert. CTranslate2 reads and writes tokens by name: each is named by its id.
+        ids: (batch, source) token ids without padding.
+        new_tokens: how many tokens each row generates.
+        compute_type: one of CTRANSLATE2_TYPES; the weights are converted to it.
+        folder: where the converted model is written.
 
     Raises:
         ImportError: CTranslate2 or PyTorch is not installed.
@@ -122,39 +159,14 @@ def ctranslate2(model: Model, ids: np.ndarray, new_tokens: int, compute_type: st
     ct2.converters.TransformersConverter(str(source)).convert(str(target), quantization=compute_type)
     vocabulary = json.loads((target / "shared_vocabulary.json").read_text(encoding="utf-8"))
     translator = ct2.Translator(str(target), compute_type=compute_type, intra_threads=num_cores())
-    number = {name: index for index, name in enumerate(vocabulary)}
+    ids_by_name = {name: index for index, name in enumerate(vocabulary)}
     rows = [[vocabulary[token] for token in row] for row in ids.tolist()]
 
-    def run(length: int) -> list[list[int]]:
+    def translate(length: int) -> list[list[int]]:
         results = translator.translate_batch(
             rows, beam_size=1, max_decoding_length=length, min_decoding_length=length
         )
-        return [[number[name] for name in result.hypotheses[0]] for result in results]
+        return [[ids_by_name[name] for name in result.hypotheses[0]] for result in results]
 
-    return Peer(lambda: run(new_tokens), lambda: run(1))
-
-
-LIBRARIES = ("huggingface", "ctranslate2")
-"""Of peers. One a run: once CTranslate2's threads are there, PyTorch takes 1.5 times as long."""
-
-
-def peers(
-    library: str, model: Model, ids: np.ndarray, new_tokens: int
-) -> dict[str, tuple[Peer, list[list[int]]] | str]:
-    """A library's decoders on these weights, with the tokens that each generates; of one that cannot run, why."""
-    makers: dict[str, Callable[[Path], Peer]] = {}
-    if library == "huggingface":
-        for kind in ("eager", "compiled"):
-            makers[f"Hugging Face {kind}"] = partial(hugging_face, model, ids, new_tokens, kind == "compiled")
-    else:
-        for kind in CTRANSLATE2_TYPES:
-            makers[f"CTranslate2 {kind}"] = partial(ctranslate2, model, ids, new_tokens, kind)
-    out: dict[str, tuple[Peer, list[list[int]]] | str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, make in makers.items():
-            try:
-                peer = make(Path(folder))
-                out[name] = peer, peer.decode()
-            except Exception as error:  # another project's failure is a line of the report
-                out[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return out
+    # It has no call for the encoder alone: generating one token stands for it.
+    return Baseline(lambda: translate(new_tokens), lambda: translate(1))
