@@ -23,9 +23,9 @@ Item = TypeVar("Item")
 
 HEARTBEAT_TIMEOUT_S = 30
 """A process that gives no sign of life for this long counts as dead, and JAX aborts the others."""
-_FAILURE_GRACE_S = 15
+_FAILURE_GRACE_S = 30
 """A process that fails waits this long for others that fail for the same reason."""
-_SHUTDOWN_TIMEOUT_S = 20
+_SHUTDOWN_TIMEOUT_S = 35
 """JAX aborts the processes that have not failed this long after the first one failed."""
 _YEAR_MS = 365 * 24 * 3600 * 1000
 

@@ -1,1 +1,1 @@
-"""Training for early exit: losses over depths, the trainer, CALM's meta classifier."""
+"""Training for early exit: losses over depths, the trainer, and CALM's meta classifier."""

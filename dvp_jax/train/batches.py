@@ -1,6 +1,7 @@
-"""Length-bucketed batches: tokenised once, ahead of the first step, and then a pure function of the step.
+"""Batches of examples of similar length.
 
-An interrupted run needs nothing but its step to go on with the same batches.
+All examples are tokenised before the first step. A batch is then a pure function of the step, so that a resumed
+run sees the same batches as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import place_rows
 
+Lengths = tuple[int, int]
+"""The padded lengths of a batch: of sources and of targets, in tokens."""
+
 SOURCE_LENGTHS = (32, 64, 96, 128, 256, 384, 512)
 TARGET_LENGTHS = (8, 16, 24, 32, 64, 128)
 
 
 @struct.dataclass
 class Batch:
-    """Sources and targets, padded on the right; rows that only fill up the batch are masked throughout."""
+    """Sources and targets, padded on the right. A batch with too few examples is filled up with masked rows."""
 
     input_ids: Int[Array, "batch source"]
     mask: Bool[Array, "batch source"]
@@ -36,23 +40,24 @@ class Batch:
 
 
 def shift_right(config: T5Config, targets: Int[Array, "batch target"]) -> Int[Array, "batch target"]:
-    """What the decoder reads to predict `targets`: the start token, and each target but the last."""
+    """Returns the decoder's input that predicts `targets`: the start token, then all targets but the last."""
     start = jnp.full_like(targets[:, :1], config.decoder_start_token_id)
     return jnp.concatenate([start, targets[:, :-1]], axis=1)
 
 
 class Batches:
-    """Every epoch visits each example once, in an order drawn from the seed and the epoch.
+    """The batches of a data set.
 
-    A batch holds examples of one pair of length buckets, so that a data set compiles a handful of programs.
+    Every epoch visits each example once, in an order drawn from the seed and the epoch. All examples of a batch
+    have their lengths in the same pair of buckets, so that a data set compiles only a few programs.
 
     Args:
-        sources: token ids of each example.
-        targets: token ids of each example's label.
-        pad_token_id: fills up.
-        batch_size: examples in a batch.
-        seed: of the order.
-        mesh: over whose data axis the rows of a batch are cut; None for the default device.
+        sources: the token ids of each example.
+        targets: the token ids of each example's label.
+        pad_token_id: the id that rows are padded with.
+        batch_size: the number of rows of a batch.
+        seed: decides the order.
+        mesh: the rows of a batch are divided over its axis "data". None for the default device.
     """
 
     def __init__(
@@ -68,33 +73,34 @@ class Batches:
         self._sources, self._targets = sources, targets
         self._pad, self._batch_size, self._seed = pad_token_id, batch_size, seed
         self._mesh = mesh
-        self._buckets: dict[tuple[int, int], list[int]] = {}
+        self._buckets: dict[Lengths, list[int]] = {}  # indices of the examples
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             lengths = length_bucket(len(source), SOURCE_LENGTHS), length_bucket(len(target), TARGET_LENGTHS)
             self._buckets.setdefault(lengths, []).append(index)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the examples."""
+        """A hash of all examples."""
         return digest([self._sources, self._targets])
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Returns the number of batches of an epoch."""
         return sum(-(-len(indices) // self._batch_size) for indices in self._buckets.values())
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs."""
+        """Returns the batch of a step. Steps count from 0 over all epochs."""
         epoch, index = divmod(step, len(self))
         return self._make(*self._epoch(epoch)[index])
 
     def once(self) -> Iterator[Batch]:
-        """Every example once, bucket by bucket."""
+        """Yields each example once, bucket by bucket."""
         for lengths, indices in self._buckets.items():
             for start in range(0, len(indices), self._batch_size):
                 yield self._make(lengths, indices[start : start + self._batch_size])
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - as long-lived as the run
-    def _epoch(self, epoch: int) -> list[tuple[tuple[int, int], list[int]]]:
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - the batches live as long as the run
+    def _epoch(self, epoch: int) -> list[tuple[Lengths, list[int]]]:
+        """Returns the lengths and the examples' indices of each batch of an epoch."""
         random = np.random.default_rng((self._seed, epoch))
         batches = []
         for lengths, indices in self._buckets.items():
@@ -105,7 +111,7 @@ class Batches:
             ]
         return [batches[index] for index in random.permutation(len(batches))]
 
-    def _make(self, lengths: tuple[int, int], indices: list[int]) -> Batch:
+    def _make(self, lengths: Lengths, indices: list[int]) -> Batch:
         arrays: list[np.ndarray] = []
         for rows, length in zip((self._sources, self._targets), lengths, strict=True):
             arrays += pad_rows([rows[index] for index in indices], self._batch_size, length, self._pad)
@@ -115,15 +121,15 @@ class Batches:
 def batches_of(
     model: Model, tasks: Sequence[Task], *, batch_size: int, seed: int = 0, limit: int | None = None
 ) -> Batches:
-    """The batches of all tasks together.
+    """Tokenises the examples of all tasks and mixes them in batches.
 
     Args:
-        model: with a tokenizer.
-        tasks: prompts, and as labels their first references; longer ones than the task allows are truncated,
-            with a warning that counts them.
-        batch_size: examples in a batch.
-        seed: of the order.
-        limit: examples of each task, from the first; None for all.
+        model: a model with a tokenizer.
+        tasks: give the prompts, and the first reference of each as its label. Texts longer than the task allows
+            are truncated, and a warning counts them.
+        batch_size: the number of rows of a batch.
+        seed: decides the order.
+        limit: how many examples of each task are used, from the first; None for all.
 
     Raises:
         ValueError: no tasks, a task without examples, bad data, or a model without a tokenizer.
@@ -141,7 +147,8 @@ def batches_of(
         examples = task.load()[:limit]
         if not examples:
             raise ValueError(f"task {task.name} holds no examples; allowed: at least one")
-        prompts, labels = [e.prompt for e in examples], [e.references[0] for e in examples]
+        prompts = [example.prompt for example in examples]
+        labels = [example.references[0] for example in examples]
         sources += token_rows(model.tokenizer, prompts, task.max_source_length, f"prompts of {task.name}")
         targets += token_rows(model.tokenizer, labels, task.max_new_tokens, f"labels of {task.name}")
     return Batches(

@@ -1,8 +1,9 @@
-"""Checkpoints of a training run, by Orbax: asynchronous, the latest few and the best."""
+"""The checkpoints of a training run, written by Orbax while training continues."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,16 +19,16 @@ State = TypeVar("State")
 
 
 class Checkpoints:
-    """The checkpoints in a folder, one a step. A checkpoint has its name only once it is whole.
+    """The checkpoints in a folder, each under its step. A checkpoint gets its name only once it is complete.
 
     Args:
-        folder: made where it is missing; what an interrupted save left there is removed.
-        keep: how many of the latest to keep, beside the one with the lowest validation loss.
+        folder: created if it does not exist. What an interrupted save has left there is removed.
+        keep: how many of the latest checkpoints are kept, besides the one with the lowest validation loss.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        # Orbax tells of each file that it writes, and asyncio of each write that a full disk ended: ours is the
-        # one message.
+        # Orbax logs each file that it writes, and asyncio each write that fails on a full disk. `_write` raises
+        # one error for all of them.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -45,7 +46,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
             cleanup_tmp_directories=True,
         )
-        # With its handler from the start, else what a run before this one wrote has no metadata.
+        # Without a handler from the start, the checkpoints of an earlier run have no metadata.
         self._manager = ocp.CheckpointManager(
             folder.absolute(), item_handlers=ocp.StandardCheckpointHandler(), options=options
         )
@@ -60,62 +61,71 @@ class Checkpoints:
         try:
             self.wait()
         except OSError:
-            if error is None:  # else the first failure is the one to tell
+            if error is None:  # an earlier error is the one to raise
                 raise
         finally:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Steps that have a whole checkpoint."""
+        """Returns the steps that have a complete checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss, the latest where none was measured; None without any."""
+        """Returns the step with the lowest validation loss, or the latest step if no loss was measured.
+
+        None if there is no checkpoint.
+        """
         best = self._manager.best_step()
         return self._manager.latest_step() if best is None else best
 
     def save(self, step: int, state: Any, loss: float | None) -> None:
-        """Begins to write a checkpoint, once the one before is written.
+        """Waits until the previous checkpoint is written, and starts to write the next.
+
+        Args:
+            step: the number of steps taken.
+            state: a tree of arrays.
+            loss: the validation loss; None if there is no validation.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
-        # A copy: the next step may reuse the memory of `state` before it is on the disk.
+        # The next step may reuse the buffers of `state` before they are on the disk.
         copy = jax.tree.map(jnp.copy, state)
         self._saving = step
         metrics = None if loss is None else {"loss": loss}
-        self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(copy), metrics=metrics))
+        self._write(lambda: self._manager.save(step, args=ocp.args.StandardSave(copy), metrics=metrics))
 
     def wait(self) -> None:
-        """Waits until what was begun is written.
+        """Waits until the last checkpoint is written.
 
         Raises:
-            OSError: it could not be.
+            OSError: it could not be written.
         """
-        self._guard(self._manager.wait_until_finished)
+        self._write(self._manager.wait_until_finished)
         self._saving = None
 
-    def _guard(self, write: Any) -> None:
+    def _write(self, write: Callable[[], Any]) -> None:
+        """Calls a function that writes, and names the checkpoint if it fails."""
         try:
             write()
-        except Exception as error:  # whatever layer of Orbax or TensorStore met the full disk
+        except Exception as error:  # each layer of Orbax and TensorStore has its own for a full disk
             saving, self._saving = self._saving, None
-            whole = [step for step in self.steps() if step != saving]
-            last = f"the last whole one is of step {whole[-1]}" if whole else "there is no earlier one"
+            complete = [step for step in self.steps() if step != saving]
+            last = f"the last whole one is of step {complete[-1]}" if complete else "there is no earlier one"
             raise OSError(
                 f"{self._folder}: the checkpoint of step {saving} could not be written ({error}); {last}"
             ) from error
 
     def restore(self, step: int, like: State) -> State:
-        """The checkpoint of a step.
+        """Reads the checkpoint of a step.
 
         Args:
-            step: has a checkpoint.
-            like: arrays of the run's state; what is restored goes where they are.
+            step: a step that has a checkpoint.
+            like: a state of this run. The restored arrays get its shapes, dtypes and shardings.
 
         Raises:
-            ValueError: the checkpoint has other arrays; all that differ are listed.
+            ValueError: the checkpoint has other arrays. The message lists all that differ.
         """
         stored = self._manager.item_metadata(step)
         check_shapes(self._folder / str(step), _shapes(stored), _shapes(like), "this run")
@@ -124,7 +134,10 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each array under its path, however the containers on the path are called."""
+    """Returns the shape of each array under its path.
+
+    Orbax may restore other kinds of containers than it has saved, so that only names and indices are compared.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path): tuple(

@@ -1,7 +1,8 @@
-"""Losses over depths: every depth learns to predict the token, from one forward pass.
+"""Losses over depths, with which every depth learns to predict the next token.
 
-The logits of depth l are read exactly as decoding reads them, z_l = W (s * norm(h_l)). A scan over depths with
-rematerialisation holds the logits of one depth at a time, forward and backward.
+One forward pass gives the hidden states h_l of all depths. The logits of depth l are the same as in decoding,
+z_l = W (s * norm(h_l)). A scan over depths with rematerialisation keeps the logits of only one depth in memory, in
+the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -21,25 +22,29 @@ LOSSES = ("final", "weighted", "uniform", "geometric", "layers")
 
 @struct.dataclass
 class DepthSums:
-    """Sums over the tokens of a batch, one for each depth."""
+    """Sums over the tokens of a batch."""
 
     loss: Float[Array, " depths"]
-    correct: Float[Array, " depths"]  # tokens whose argmax is the target
+    correct: Float[Array, " depths"]  # number of tokens whose target has the largest logit
     tokens: Float[Array, ""]
 
 
 def depth_weights(
     loss: str, num_layers: int, *, layers: Sequence[int] = (), ratio: float = 0.8
 ) -> dict[int, float]:
-    """The weight of each depth that has one; they sum to 1.
+    """Returns the weight w_l of each depth that the loss weighs. The weights sum to 1.
 
     Args:
-        loss: "final" is plain fine-tuning; "weighted" CALM's anytime loss, w_l proportional to l; "uniform" all
-            depths alike; "geometric" w_l proportional to ratio ** (L - l); "layers" the chosen depths alike
-            (LITE).
-        num_layers: L, the decoder's.
+        loss: one of
+
+            - "final": only the last depth, which is plain fine-tuning.
+            - "weighted": w_l proportional to l (CALM, arXiv 2207.07061, section 3).
+            - "uniform": the same weight for all depths.
+            - "geometric": w_l proportional to ratio ** (L - l).
+            - "layers": the same weight for the chosen depths (LITE, arXiv 2310.18581).
+        num_layers: L, the number of decoder layers.
         layers: the depths of "layers".
-        ratio: of "geometric", in (0, 1].
+        ratio: the ratio of "geometric", in (0, 1].
 
     Raises:
         ValueError: an unknown loss, depths that the decoder does not have, or an impossible ratio.
@@ -65,7 +70,10 @@ def depth_weights(
 def cross_entropy(
     logits: Float[Array, "batch target vocab"], targets: Int[Array, "batch target"], label_smoothing: float = 0.0
 ) -> Float[Array, "batch target"]:
-    """Cross-entropy against the target with probability 1 - label_smoothing, and the rest over all tokens."""
+    """Returns the cross-entropy of each token.
+
+    The expected distribution gives the target 1 - label_smoothing, and divides the rest evenly over all tokens.
+    """
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     expected = (1.0 - label_smoothing) * target
     if label_smoothing:
@@ -80,23 +88,23 @@ def sums_by_depth(
     mask: Bool[Array, "batch target"],
     label_smoothing: float = 0.0,
 ) -> DepthSums:
-    """Cross-entropy and correct tokens of each depth.
+    """Sums cross-entropy and correct tokens at each depth.
 
     Args:
-        readouts: s * norm(h_l) of the depths.
+        readouts: s * norm(h_l) for each depth.
         unembedding: W.
         targets: the tokens to predict.
-        mask: False where there is none.
-        label_smoothing: of the cross-entropy.
+        mask: False for padding.
+        label_smoothing: the smoothing of the cross-entropy, in [0, 1).
     """
 
     @jax.checkpoint
-    def of_depth(readout: Array) -> tuple[Array, Array]:
-        logits = linear(readout, unembedding)
-        losses = cross_entropy(logits, targets, label_smoothing)
-        # Cheaper than argmax; a tie counts as correct.
+    def sums_of_depth(readout: Array) -> tuple[Array, Array]:
+        logits = linear(readout, unembedding)  # [batch, target, vocab]
+        losses = cross_entropy(logits, targets, label_smoothing)  # [batch, target]
+        # Cheaper than an argmax. A tie counts as correct.
         correct = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] >= jnp.max(logits, axis=-1)
         return jnp.sum(losses * mask), jnp.sum(correct & mask).astype(jnp.float32)
 
-    _, (loss, correct) = lax.scan(lambda carry, readout: (carry, of_depth(readout)), None, readouts)
+    _, (loss, correct) = lax.scan(lambda carry, readout: (carry, sums_of_depth(readout)), None, readouts)
     return DepthSums(loss, correct, jnp.sum(mask).astype(jnp.float32))

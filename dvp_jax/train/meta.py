@@ -1,7 +1,8 @@
-"""Training of CALM's meta classifier: does a depth already agree with the last one?
+"""Trains CALM's meta classifier, which predicts whether a depth already agrees with the last one.
 
-The model is frozen. For each token the teacher-forced pass tells, at every depth, whether its argmax is that of
-the last depth; a linear classifier on norm(h_l), one for all depths, learns to say so.
+The model is frozen. Teacher forcing shows for each token and depth whether the argmax of its logits is that of the
+last depth. A linear classifier on norm(h_l), the same for all depths, learns to predict this (CALM, arXiv
+2207.07061, section 3).
 """
 
 from __future__ import annotations
@@ -31,36 +32,41 @@ LOSSES = ("independent", "geometric")
 def agreement(
     config: T5Config, params: Params, batch: Batch
 ) -> tuple[Float[Array, "depths batch target d_model"], Bool[Array, "depths batch target"]]:
-    """norm(h_l) of the depths 1..L-1, and whether their argmax is that of depth L."""
+    """Runs the model once with teacher forcing.
+
+    Returns:
+        norm(h_l) of the depths 1..L-1, and whether their argmax is that of depth L.
+    """
 
     def readouts(model: T5) -> Array:
         hidden = model.depths(batch.input_ids, batch.mask, shift_right(config, batch.targets))
         return model.readout(jnp.stack(hidden))
 
-    readout = nn.apply(readouts, T5(config))({"params": params})
-    _, best = lax.scan(
-        lambda carry, of_depth: (carry, jnp.argmax(linear(of_depth, unembedding(config, params)), axis=-1)),
-        None,
-        readout,
-    )
+    readout = nn.apply(readouts, T5(config))({"params": params})  # [depths, batch, target, d_model]
+
+    def best_tokens(carry: None, readout: Array) -> tuple[None, Array]:
+        logits = linear(readout, unembedding(config, params))  # [batch, target, vocab]
+        return carry, jnp.argmax(logits, axis=-1)
+
+    _, best = lax.scan(best_tokens, None, readout)  # [depths, batch, target]
     return readout[:-1] / config.logit_scale, best[:-1] == best[-1]
 
 
 def independent_loss(
     logits: Float[Array, "depths batch target"], agrees: Bool[Array, "depths batch target"]
 ) -> Float[Array, "batch target"]:
-    """Cross-entropy of each depth for itself, mean over depths (CALM)."""
+    """Returns the binary cross-entropy of each token, as the mean over depths (CALM's "independent" objective)."""
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, agrees.astype(jnp.float32)), axis=0)
 
 
 def geometric_loss(
     logits: Float[Array, "depths batch target"], agrees: Bool[Array, "depths batch target"]
 ) -> Float[Array, "batch target"]:
-    """-log of the probability to exit at the first depth that agrees, and at none before it (CALM).
+    """Returns -log of the probability to exit at the first depth that agrees (CALM's "geometric" objective).
 
-    Where none agrees: to exit at none.
+    If no depth agrees, it is the probability to exit at none.
     """
-    before = jnp.cumsum(agrees, axis=0) == 0  # depths that the first agreeing one comes after
+    before = jnp.cumsum(agrees, axis=0) == 0  # depths before the first one that agrees
     first = agrees & (jnp.cumsum(agrees, axis=0) == 1)
     return -jnp.sum(before * jax.nn.log_sigmoid(-logits) + first * jax.nn.log_sigmoid(logits), axis=0)
 
@@ -89,27 +95,35 @@ def _step(
 
 @partial(jax.jit, static_argnums=0)
 def _counts(config: T5Config, params: Params, meta: ExitClassifier, batch: Batch) -> Array:
-    """Of each depth below the last: tokens, those that agree, those that the classifier is right about."""
+    """Counts for each depth below the last: tokens, tokens that agree, tokens that the classifier is right about.
+
+    Returns:
+        Counts of shape [3, depths].
+    """
     normed, agrees = agreement(config, params, batch)
     right = (meta.logit(normed) > 0) == agrees
-    real = jnp.broadcast_to(batch.target_mask, agrees.shape)
-    return jnp.stack([jnp.sum(x & real, axis=(1, 2)) for x in (real, agrees, right)])
+    is_token = jnp.broadcast_to(batch.target_mask, agrees.shape)
+    return jnp.stack([jnp.sum(x & is_token, axis=(1, 2)) for x in (is_token, agrees, right)])
 
 
 def train_meta(
     model: Model, batches: Batches, *, steps: int, loss: str = "independent", learning_rate: float = 1e-2
 ) -> Model:
-    """The model with a newly trained meta classifier.
+    """Trains a meta classifier.
 
     Args:
-        model: frozen.
+        model: the model, which is not changed.
         batches: prompts and labels.
-        steps: optimiser steps.
+        steps: the number of optimiser steps.
         loss: "independent" or "geometric".
-        learning_rate: of Adam.
+        learning_rate: the learning rate of Adam.
+
+    Returns:
+        The model with the classifier, in place of an earlier one.
 
     Raises:
-        ValueError: an unknown loss, steps or learning_rate out of range, or a loss that is no longer finite.
+        ValueError: an unknown loss, steps or learning_rate out of range, a decoder of one layer, or a loss that is
+            not finite.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}; allowed: {', '.join(LOSSES)}")
@@ -130,10 +144,10 @@ def train_meta(
 
 
 def validate_meta(model: Model, batches: Batches) -> dict[str, list[float]]:
-    """How often each depth below the last agrees with it, and how often the classifier is right about that.
+    """Measures how often each depth agrees with the last one, and how often the classifier is right about it.
 
     Returns:
-        "agreement" and "accuracy", in [0, 1]: lists over the depths 1..L-1.
+        "agreement" and "accuracy", in [0, 1], as lists over the depths 1..L-1.
     """
     counts = [
         np.asarray(_counts(model.config, model.params, model.params["meta"], batch)) for batch in batches.once()

@@ -1,4 +1,4 @@
-"""Models that start from nothing: a tokenizer of T5's kind, trained on the texts at hand, and random weights."""
+"""New models: a tokenizer trained on given texts, and random parameters."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ if TYPE_CHECKING:
 
 
 MAX_TEXTS = 50_000
-"""What a tokenizer is trained on at most: more takes minutes and changes little."""
-
+"""A tokenizer is trained on at most so many texts. More take minutes and change little."""
 
 _DIGIT_AND_MARK = re.compile(r"(?<=\d)(?=[^\w\s])|(?<=[^\w\s])(?=\d)")
 _APART = "\ue000"
-"""Keeps a number and the mark after it apart in training, since to SentencePiece both are of one script: else 1901
-at the end of a sentence would be another piece than 1901 within."""
+"""Put between a number and a punctuation mark in the training texts, so that no piece holds both.
+
+To SentencePiece both are of one script. Without this, "1901" at the end of a sentence and "1901" within it would
+be different pieces.
+"""
 
 
 def new_model(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> Model:
-    """A model with random parameters.
+    """Makes a model with random parameters.
 
     Args:
-        shape: fields of `T5Config`; vocab_size is the tokenizer's where it is not given.
-        tokenizer: of the model.
-        seed: of the parameters.
+        shape: fields of `T5Config`. Without vocab_size, it is the tokenizer's.
+        tokenizer: the model's tokenizer.
+        seed: decides the parameters.
 
     Raises:
-        ValueError: a field that there is not, an impossible value, or a vocabulary smaller than the tokenizer's.
+        ValueError: an unknown field, an impossible value, or a vocabulary smaller than the tokenizer's.
     """
     try:
         config = T5Config(**{"vocab_size": len(tokenizer), **shape})
@@ -50,11 +52,11 @@ def new_model(shape: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Trains SentencePiece's unigram model. The same texts give the same tokenizer.
+    """Trains a tokenizer as T5 has, a unigram model of SentencePiece. The same texts give the same tokenizer.
 
     Args:
-        texts: one a sentence or a paragraph; of more than MAX_TEXTS, as many at even distances.
-        vocab_size: pieces, with padding (0), end (1) and unknown (2).
+        texts: sentences or paragraphs. Of more than MAX_TEXTS, evenly spaced ones are used.
+        vocab_size: the number of pieces, including padding (id 0), end (1) and unknown (2).
 
     Raises:
         ValueError: no texts, or too few for so many pieces.
@@ -79,8 +81,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            max_sentence_length=1 << 20,  # else it skips long prompts, and their letters
-            num_threads=1,  # sums of several threads differ from run to run
+            max_sentence_length=1 << 20,  # by default it skips long prompts, with letters that no other has
+            num_threads=1,  # the sums of several threads differ from run to run
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The trainer: teaches every depth of a T5 to predict, so that tokens can leave early."""
+"""Trains a T5 so that every depth can predict the next token, which early exit needs."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from dvp_jax.train.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """The settings of a training run.
 
     Attributes:
-        steps: optimiser steps.
-        batch_size: examples a step.
-        accumulation: parts that a batch is cut into, each with a forward and a backward pass of its own; the
-            gradient is that of the whole batch.
-        loss: which depths learn: see `losses.depth_weights`.
+        steps: the number of optimiser steps.
+        batch_size: the number of examples of a step.
+        accumulation: the number of parts that a batch is cut into. Each part has a forward and a backward pass of
+            its own, and their gradients add up to the gradient of the whole batch.
+        loss: which depths the loss weighs, and how: see `losses.depth_weights`.
         loss_layers: the depths of loss "layers".
-        loss_ratio: of loss "geometric".
-        label_smoothing: in [0, 1).
-        dropout_rate: None for the model's own.
+        loss_ratio: the ratio of loss "geometric".
+        label_smoothing: the smoothing of the cross-entropy, in [0, 1).
+        dropout_rate: the rate of dropout, in [0, 1); None for the model's own.
         optimizer: "adafactor" or "adamw".
-        learning_rate: the highest; for Adafactor relative to each parameter's scale.
-        schedule: what follows the warm-up: "constant", "linear", "cosine", "inverse_sqrt".
-        warmup_steps: steps of linear warm-up; a shorter run ends within it.
-        weight_decay: of AdamW.
-        clip_norm: bound of the gradient's norm, None for none.
-        dtype: of the products; parameters and their updates are float32.
-        seed: of the order of the examples and of dropout.
-        log_every: steps between lines of training loss.
-        checkpoint_every: steps between checkpoints, each with a validation.
-        keep: latest checkpoints to keep, beside the best.
+        learning_rate: the highest learning rate. For Adafactor it is relative to each parameter's scale.
+        schedule: the learning rate after the warm-up: "constant", "linear", "cosine" or "inverse_sqrt".
+        warmup_steps: the number of steps of linear warm-up. A shorter run ends during the warm-up.
+        weight_decay: the weight decay of AdamW.
+        clip_norm: the largest norm of the gradient; None for no bound.
+        dtype: the dtype of matrix products. Parameters and their updates are float32.
+        seed: decides the order of the examples and the dropout.
+        log_every: the number of steps between two lines of training loss.
+        checkpoint_every: the number of steps between two checkpoints. Each is validated.
+        keep: how many of the latest checkpoints are kept, besides the best one.
     """
 
     steps: int
@@ -103,27 +103,27 @@ class TrainConfig:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; allowed: an integer of at least 0")
 
     def make_optimizer(self) -> optax.GradientTransformation:
-        """The optimiser with its learning rate."""
+        """Returns the optimiser with its schedule."""
         schedule = make_schedule(self.schedule, self.learning_rate, self.warmup_steps, self.steps)
         return make_optimizer(self.optimizer, schedule, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
 
     def depth_weights(self, num_layers: int) -> dict[int, float]:
-        """The weight of each depth in the loss, on a decoder of `num_layers` layers."""
+        """Returns the weight of each depth in the loss, for a decoder of `num_layers` layers."""
         return depth_weights(self.loss, num_layers, layers=self.loss_layers, ratio=self.loss_ratio)
 
 
 def make_train_config(fields: Mapping[str, Any]) -> TrainConfig:
-    """The config with the given fields.
+    """Makes a `TrainConfig` from the fields of a config file.
 
     Raises:
-        ValueError: a field that there is not, a missing one, or an impossible value.
+        ValueError: an unknown field, no "steps", or an impossible value.
     """
     allowed = [field.name for field in dataclasses.fields(TrainConfig)]
     if unknown := [name for name in fields if name not in allowed]:
         raise ValueError(f"train has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     if "steps" not in fields:
         raise ValueError("train.steps is not set; allowed: an integer of at least 1")
-    # A config file holds lists; a static argument of `jit` must be hashable.
+    # A config file holds lists, but a static argument of `jit` must be hashable.
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
     }
@@ -132,18 +132,18 @@ def make_train_config(fields: Mapping[str, Any]) -> TrainConfig:
 
 @struct.dataclass
 class TrainState:
-    """All that a run needs to go on."""
+    """All that a run needs to continue."""
 
-    step: Int[Array, ""]  # steps taken
+    step: Int[Array, ""]  # number of steps taken
     params: Params
     optimizer: optax.OptState
 
 
 @struct.dataclass
 class StepMetrics:
-    """What a step tells."""
+    """What is measured in a step."""
 
-    loss: Float[Array, ""]  # a token, weighted over depths
+    loss: Float[Array, ""]  # mean over tokens, weighted over depths
     gradient_norm: Float[Array, ""]  # before clipping
 
 
@@ -156,20 +156,23 @@ def depth_sums(
     label_smoothing: float = 0.0,
     dropout_key: Array | None = None,
 ) -> DepthSums:
-    """Cross-entropy and correct tokens of the given depths, from one teacher-forced pass.
+    """Runs the model once with teacher forcing, and sums cross-entropy and correct tokens at the given depths.
 
     Args:
-        config: the model's shape.
-        params: of the model, in the dtype that products are taken in.
+        config: the model's shape, with the rate of dropout.
+        params: the model's parameters, in the dtype of the matrix products.
         batch: sources and targets.
-        depths: from 1 to L.
-        label_smoothing: of the cross-entropy.
-        dropout_key: None for no dropout.
+        depths: the depths to read, from 1 to L.
+        label_smoothing: the smoothing of the cross-entropy, in [0, 1).
+        dropout_key: a random key; None for no dropout.
     """
 
     def readouts(model: T5) -> Array:
+        # One [batch, target, d_model] for each of the L depths.
         hidden = model.depths(batch.input_ids, batch.mask, shift_right(config, batch.targets))
-        return model.readout(jnp.stack([hidden[depth - 1] for depth in depths]))
+        return model.readout(
+            jnp.stack([hidden[depth - 1] for depth in depths])
+        )  # [depths, batch, target, d_model]
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     return sums_by_depth(
@@ -185,17 +188,30 @@ def depth_sums(
 def train_step(
     config: T5Config, cfg: TrainConfig, state: TrainState, batch: Batch
 ) -> tuple[TrainState, StepMetrics]:
-    """One optimiser step.
+    """Takes one optimiser step.
 
     Args:
         config: the model's shape, with the rate of dropout.
-        cfg: how to train.
-        state: before the step; given up.
-        batch: of `cfg.batch_size` rows.
+        cfg: the settings of the run.
+        state: the state before the step. Its buffers are donated, so the caller must not use it again.
+        batch: `cfg.batch_size` rows.
+
+    Returns:
+        The state after the step, and what was measured in it.
     """
+    loss, gradient = _loss_and_gradient(config, cfg, state, batch)
+    updates, optimizer = cfg.make_optimizer().update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, optimizer), StepMetrics(loss, optax.global_norm(gradient))
+
+
+def _loss_and_gradient(
+    config: T5Config, cfg: TrainConfig, state: TrainState, batch: Batch
+) -> tuple[Float[Array, ""], Params]:
+    """Returns the mean loss of the batch and its gradient."""
     weights = cfg.depth_weights(config.num_decoder_layers)
     key = jax.random.fold_in(jax.random.key(cfg.seed, impl="rbg"), state.step)
-    tokens = jnp.maximum(jnp.sum(batch.target_mask), 1).astype(jnp.float32)
+    num_tokens = jnp.maximum(jnp.sum(batch.target_mask), 1).astype(jnp.float32)
 
     def loss_of(params: Params, part: Batch, index: Array) -> Array:
         params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
@@ -207,26 +223,23 @@ def train_step(
             label_smoothing=cfg.label_smoothing,
             dropout_key=jax.random.fold_in(key, index) if config.dropout_rate else None,
         )
-        # Over the tokens of the whole batch, so that the parts' gradients add up to the batch's.
-        return jnp.dot(sums.loss, jnp.array(list(weights.values()))) / tokens
+        # Divided by the tokens of the whole batch, so that the gradients of its parts add up to the batch's.
+        return jnp.dot(sums.loss, jnp.array(list(weights.values()))) / num_tokens
 
-    gradient_of = jax.value_and_grad(loss_of)
+    part_loss_and_gradient = jax.value_and_grad(loss_of)
     if cfg.accumulation == 1:
-        loss, gradient = gradient_of(state.params, batch, jnp.int32(0))
-    else:
+        return part_loss_and_gradient(state.params, batch, jnp.int32(0))
 
-        def add(total: Any, indexed: tuple[Array, Batch]) -> tuple[Any, None]:
-            index, part = indexed
-            return jax.tree.map(jnp.add, total, gradient_of(state.params, part, index)), None
+    def add_part(total: Any, indexed_part: tuple[Array, Batch]) -> tuple[Any, None]:
+        index, part = indexed_part
+        return jax.tree.map(jnp.add, total, part_loss_and_gradient(state.params, part, index)), None
 
-        # Every part from all over the batch, whose rows may be spread over devices in order.
-        parts = jax.tree.map(lambda x: x.reshape(-1, cfg.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-        zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, gradient), _ = jax.lax.scan(add, zero, (jnp.arange(cfg.accumulation), parts))
-
-    updates, optimizer = cfg.make_optimizer().update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, optimizer), StepMetrics(loss, optax.global_norm(gradient))
+    # [batch, ...] to [accumulation, batch / accumulation, ...]. Each part takes every accumulation-th row: rows
+    # may be spread over devices in order, and so each device has rows of every part.
+    parts = jax.tree.map(lambda x: x.reshape(-1, cfg.accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+    zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
+    total, _ = jax.lax.scan(add_part, zero, (jnp.arange(cfg.accumulation), parts))
+    return total
 
 
 @partial(jax.jit, static_argnums=0)
@@ -235,19 +248,21 @@ def _validation_sums(config: T5Config, params: Params, batch: Batch) -> DepthSum
 
 
 def validate(config: T5Config, params: Params, batches: Iterable[Batch]) -> dict[str, list[float]]:
-    """Loss and accuracy of every depth, a token, without dropout and label smoothing.
+    """Measures loss and accuracy of every depth, without dropout and label smoothing.
 
     Args:
         config: the model's shape.
-        params: of the model.
-        batches: all of them are run.
+        params: the model's parameters.
+        batches: the validation data, each example once.
 
     Returns:
-        "loss" and "accuracy" (teacher-forced, in [0, 1]): lists over the depths 1..L.
+        "loss" and "accuracy": means over the tokens with teacher forcing, as lists over the depths 1..L. Accuracy
+        is in [0, 1].
     """
     sums = [_validation_sums(config, params, batch) for batch in batches]
     loss, correct, tokens = (
-        np.sum([np.asarray(getattr(s, name)) for s in sums], axis=0) for name in ("loss", "correct", "tokens")
+        np.sum([np.asarray(getattr(each, name)) for each in sums], axis=0)
+        for name in ("loss", "correct", "tokens")
     )
     return {"loss": (loss / tokens).tolist(), "accuracy": (correct / tokens).tolist()}
 
@@ -261,83 +276,108 @@ def train(
     *,
     resume: bool = False,
 ) -> Model:
-    """Trains, with checkpoints, validation and a log, and returns the best model.
+    """Trains a model with checkpoints, validation and a log, and returns the best one.
 
-    A run that was interrupted at any moment and is resumed ends with the parameters of one that was not. A model
-    on a mesh is trained there, its optimiser's state beside its parameters. Of several processes, which share a
-    mesh of all their devices, process 0 writes the log, all of them the checkpoints.
+    A run that is interrupted and resumed ends with the same parameters as one that is not. A model on a mesh is
+    trained there, and the optimiser's state is divided as the parameters are. Several processes share a mesh of
+    all their devices: process 0 writes the log, and all write the checkpoints.
 
     Args:
-        model: where to start.
-        train_batches: from `batches_of`.
-        validation_batches: None for no validation: the last model is then the best.
-        cfg: how to train.
-        workdir: holds checkpoints/ and metrics.jsonl, a line for each log and each validation.
-        resume: go on from the latest checkpoint in the workdir; without any, from the start.
+        model: the model to start from.
+        train_batches: the training data, from `batches_of`.
+        validation_batches: the validation data. Without them the last model is the best.
+        cfg: the settings of the run.
+        workdir: gets checkpoints/ and metrics.jsonl, which has a line for each log and each validation.
+        resume: continue from the latest checkpoint in the workdir, or start if there is none.
 
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
-        ValueError: the checkpoint's arrays are not those of this run, or the loss is no longer finite; the
-            checkpoints before stay. Or the model's mesh does not fit cfg.
-        OSError: a checkpoint or the log could not be written; the checkpoints before stay.
+        ValueError: the checkpoint's arrays are not those of this run, the loss is not finite, or the model's mesh
+            does not fit cfg. Earlier checkpoints are kept.
+        OSError: a checkpoint or the log could not be written. Earlier checkpoints are kept.
     """
-    weights = cfg.depth_weights(model.config.num_decoder_layers)
+    cfg.depth_weights(model.config.num_decoder_layers)  # an error before anything is written
     check_batch(model, cfg)
     config = model.config
     if cfg.dropout_rate is not None:
         config = dataclasses.replace(config, dropout_rate=cfg.dropout_rate)
     with Checkpoints(workdir / "checkpoints", cfg.keep) as checkpoints:
-        taken = checkpoints.steps()
-        if taken and not resume:
+        saved_steps = checkpoints.steps()
+        if saved_steps and not resume:
             raise FileExistsError(
-                f"{workdir} holds a run up to step {taken[-1]}; allowed: another workdir, or resume"
+                f"{workdir} holds a run up to step {saved_steps[-1]}; allowed: another workdir, or resume"
             )
-        # A meta classifier knows the old parameters only.
-        params = {name: value for name, value in model.params.items() if name != "meta"}
-        # Copies, since each step gives up the parameters before it.
-        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-        init = cfg.make_optimizer().init
-        if model.mesh is not None:
-            init = jax.jit(init, out_shardings=shardings(model.mesh, jax.eval_shape(init, params)))
-        state = TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
-        if taken:
-            state = checkpoints.restore(taken[-1], state)
+        state = _initial_state(model, cfg)
+        if saved_steps:
+            state = checkpoints.restore(saved_steps[-1], state)
+        first_step = int(state.step) + 1
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
 
         unchecked: list[tuple[int, StepMetrics]] = []
-        start = int(state.step)
-        bar = tqdm(range(start + 1, cfg.steps + 1), initial=start, total=cfg.steps, desc="training", unit="step")
+        bar = tqdm(
+            range(first_step, cfg.steps + 1),
+            initial=first_step - 1,
+            total=cfg.steps,
+            desc="training",
+            unit="step",
+        )
         for step in bar:
             state, metrics = train_step(config, cfg, state, train_batches.at(step - 1))
             unchecked.append((step, metrics))
-            checkpoint = step % cfg.checkpoint_every == 0 or step == cfg.steps
-            if checkpoint or step % cfg.log_every == 0:
-                mean = _mean_loss(unchecked)
-                log.write({"step": step, "split": "train", "loss": mean})
-                bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+            saves = step % cfg.checkpoint_every == 0 or step == cfg.steps
+            if saves or step % cfg.log_every == 0:
+                loss = _mean_loss(unchecked)
+                log.write({"step": step, "split": "train", "loss": loss})
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 unchecked = []
-            if checkpoint:
-                loss = None
+            if saves:
+                validation_loss = None
                 if validation_batches is not None:
-                    by_depth = validate(config, state.params, validation_batches.once())
-                    loss = sum(weight * by_depth["loss"][depth - 1] for depth, weight in weights.items())
-                    if not math.isfinite(loss):
-                        raise ValueError(f"step {step}: the validation loss is {loss}; {_STOPPED}")
-                    log.write({"step": step, "split": "validation", **by_depth})
-                checkpoints.save(step, state, loss)
+                    validation_loss = _validate(config, cfg, state.params, validation_batches, log, step)
+                checkpoints.save(step, state, validation_loss)
         checkpoints.wait()
-        best = checkpoints.best()
-        assert best is not None
-        if best != int(state.step):
-            state = checkpoints.restore(best, state)
+        best_step = checkpoints.best()
+        assert best_step is not None
+        if best_step != int(state.step):
+            state = checkpoints.restore(best_step, state)
     return dataclasses.replace(model, params=state.params)
 
 
-def check_batch(model: Model, cfg: TrainConfig) -> None:
-    """Refuses to train on the model's mesh what would not fit, or not come out as on one device.
+def _initial_state(model: Model, cfg: TrainConfig) -> TrainState:
+    """Returns the state before the first step, on the model's mesh if it has one."""
+    # A meta classifier fits the parameters before training only.
+    params = {name: value for name, value in model.params.items() if name != "meta"}
+    # Copies, since the first step donates them.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+    init = cfg.make_optimizer().init
+    if model.mesh is not None:
+        init = jax.jit(init, out_shardings=shardings(model.mesh, jax.eval_shape(init, params)))
+    return TrainState(place(model.mesh, jnp.int32(0)), params, init(params))
+
+
+def _validate(
+    config: T5Config, cfg: TrainConfig, params: Params, batches: Batches, log: MetricsLog, step: int
+) -> float:
+    """Validates and logs; returns the loss, weighted over depths.
 
     Raises:
-        ValueError: batch_size or the optimiser; or several processes without a mesh.
+        ValueError: the loss is not finite.
+    """
+    by_depth = validate(config, params, batches.once())
+    weights = cfg.depth_weights(config.num_decoder_layers)
+    loss = sum(weight * by_depth["loss"][depth - 1] for depth, weight in weights.items())
+    if not math.isfinite(loss):
+        raise ValueError(f"step {step}: the validation loss is {loss}; {_STOPPED}")
+    log.write({"step": step, "split": "validation", **by_depth})
+    return loss
+
+
+def check_batch(model: Model, cfg: TrainConfig) -> None:
+    """Checks that training on the model's mesh is possible and gives the same model as on one device.
+
+    Raises:
+        ValueError: batch_size cannot be divided, the optimiser would not give the same, or several processes have
+            no mesh.
     """
     if model.mesh is None and (count := processes.current().count) > 1:
         raise ValueError(f"model.mesh is None; allowed with {count} processes: a mesh of all their devices")
@@ -359,27 +399,26 @@ _STOPPED = "stopped, and the checkpoints before it kept. A lower learning_rate o
 
 
 def _mean_loss(metrics: list[tuple[int, StepMetrics]]) -> float:
-    """Mean training loss of some steps.
+    """Returns the mean training loss of the given steps.
 
     Raises:
-        ValueError: one of them is not finite; names the first such step.
+        ValueError: a loss is not finite. The message names the first such step.
     """
-    for step, one in metrics:
-        if not (math.isfinite(one.loss) and math.isfinite(one.gradient_norm)):
+    for step, measured in metrics:
+        if not (math.isfinite(measured.loss) and math.isfinite(measured.gradient_norm)):
             raise ValueError(
-                f"step {step}: the loss is {float(one.loss)} and its gradient's norm "
-                f"{float(one.gradient_norm)}; {_STOPPED}"
+                f"step {step}: the loss is {float(measured.loss)} and its gradient's norm "
+                f"{float(measured.gradient_norm)}; {_STOPPED}"
             )
-    return float(np.mean([one.loss for _, one in metrics]))
+    return float(np.mean([measured.loss for _, measured in metrics]))
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line.
+    """Writes metrics.jsonl, one JSON object a line. Only process 0 of several writes it.
 
     Args:
-        path: lines beyond `step` are dropped: an interrupted run will write them again. Of several processes only
-            the first writes.
-        step: steps taken.
+        path: the file. Lines of later steps than `step` are removed, since the resumed run writes them again.
+        step: the number of steps taken.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -393,7 +432,7 @@ class MetricsLog:
         """Appends a line.
 
         Raises:
-            OSError: it cannot be written; names the file.
+            OSError: the file cannot be written. The message names it.
         """
         if not self._writes:
             return
@@ -405,7 +444,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one that was cut short is left out."""
+    """Returns the lines of a metrics.jsonl, without a last one that is torn."""
     lines = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:

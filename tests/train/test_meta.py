@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import dvp_jax
-from dvp_jax.t5.exit_classifier import MetaClassifier
+from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.train.batches import Batches
 from dvp_jax.train.meta import agreement, geometric_loss, independent_loss, train_meta, validate_meta
 from tests.models import both
-from tests.train.test_losses import random_batch
+from tests.train.helpers import masked_batch
 
 LOGITS = [1.5, -0.5, 2.0]
 
@@ -50,7 +50,7 @@ def trained():
 
 def test_agreement_is_that_of_the_depths_own_argmax():
     _, model = both("t5")
-    batch = random_batch(model.config.vocab_size)
+    batch = masked_batch(model.config.vocab_size)
     _, agrees = agreement(model.config, model.params, batch)
     assert agrees.shape == (3, 3, 6)
     for depth in (1, 2, 3):
@@ -84,7 +84,7 @@ def test_classifier_is_saved_beside_the_model_and_loaded_with_it(trained, tmp_pa
 
 def test_a_classifier_of_another_model_is_refused(trained, tmp_path):
     model, _, _ = trained
-    meta = MetaClassifier(jnp.zeros(7), jnp.float32(0.0))
+    meta = ExitClassifier(jnp.zeros(7), jnp.float32(0.0))
     dvp_jax.save_model(tmp_path / "model", dataclasses.replace(model, params={**model.params, "meta": meta}))
     with pytest.raises(ValueError, match=r"wrong shape: weight \(7,\); config.json says \(32,\)"):
         dvp_jax.load_model(tmp_path / "model")
