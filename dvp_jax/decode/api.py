@@ -26,7 +26,7 @@ from dvp_jax.t5.sharding import place, place_rows, round_up_rows, to_host, use_m
 
 
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
-    """Generates greedily from a batch of sources. Each row's tokens and exits equal those of the row decoded alone.
+    """Generates greedily from a batch of sources. Each row is decoded as if it were alone.
 
     Args:
         model: from `load_model`.
@@ -39,8 +39,8 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
         (B, max_new_tokens), lengths (int32) of shape (B,).
 
     Raises:
-        ValueError: cfg does not fit the model; wrong shapes or dtypes; ids outside the vocabulary; a row that is all
-            padding.
+        ValueError: cfg does not fit the model; wrong shapes or dtypes; ids outside the vocabulary; a row that is
+            all padding.
     """
     decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
@@ -91,7 +91,8 @@ def decode(
         model: from `load_model`.
         encoded: from `encode`.
         cfg: how to decode.
-        thresholds: float32 (max_new_tokens, L), of each token and depth, instead of cfg's thresholds: to force exits.
+        thresholds: float32 (max_new_tokens, L), of each token and depth, instead of cfg's thresholds: to force
+            exits.
 
     Returns:
         `Decoded` with arrays on the device. It has as many rows as `encoded`; rows that are not active are empty.

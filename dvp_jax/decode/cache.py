@@ -1,11 +1,11 @@
 """The self-attention cache, and the decoder layers that read it.
 
-The cache of a layer is a ring of columns. Each step writes one column, the same in every row of the batch, and a row
-attends to as many columns before it as its text has tokens. So rows whose texts began at different steps stand side
-by side, and a row that begins a new text needs nothing cleared: its length becomes 0. T5 sees distances between
-tokens, never positions, so the column that a token stands in does not matter.
+The cache of a layer is a ring of columns. Each step writes one column, the same in every row of the batch, and a
+row attends to as many columns before it as its text has tokens. So rows whose texts began at different steps stand
+side by side, and a row that begins a new text needs nothing cleared: its length becomes 0. T5 sees distances
+between tokens, never positions, so the column that a token stands in does not matter.
 
-For instance 6 columns at step 8, where row 0 has 5 tokens and row 1 has begun 2 steps ago ("." is not attended to):
+For instance 6 columns at step 8, where row 0 has 5 tokens and row 1 has 2 ("." is not attended to):
 
     column    0   1   2   3   4   5
     written   6   7   2   3   4   5     step at which the column was written; column 2 is overwritten now

@@ -48,17 +48,17 @@ class DecodeConfig:
         method: "full" runs every layer. "static" exits after `static_exit_layer`. "calm" exits at the first depth
             whose confidence over the full vocabulary exceeds the threshold. "dvp" reads that confidence from the
             `prune_size` likeliest tokens of depth `prune_layer`. "shallow_deep" asks at `min_exit_layer` only and
-            runs the other layers later, for several tokens together (FREE). "oracle" exits at the first depth whose
-            likeliest token is the full model's: a bound, for analysis. Or an `ExitPolicy` of your own.
+            runs the other layers later, for several tokens together (FREE). "oracle" exits at the first depth
+            whose likeliest token is the full model's: a bound, for analysis. Or an `ExitPolicy` of your own.
         max_new_tokens: the most tokens to generate, the end token included.
         threshold: in [0, 1]. A confidence must exceed it, so 1 never exits.
-        thresholds_per_depth: instead of `threshold`, one for each depth 1..L (`experiments.thresholds` finds them).
-            The one of L has no effect.
+        thresholds_per_depth: instead of `threshold`, one for each depth 1..L (`experiments.thresholds` finds
+            them). The one of L has no effect.
         min_exit_layer: first depth (layers run) at which a token may exit.
         prune_layer: depth p at which "dvp" chooses the kept tokens; at most min_exit_layer.
         prune_size: K, the most tokens that "dvp" keeps.
-        prune_rule: how many it keeps. "fixed": K. "mass": the fewest that hold the probability `prune_mass` at p, at
-            most K. "decay": fewer with depth, from K towards `prune_size_min`. Or a `PruningRule` of your own.
+        prune_rule: how many it keeps. "fixed": K. "mass": the fewest that hold the probability `prune_mass` at p,
+            at most K. "decay": fewer with depth, from K towards `prune_size_min`. Or a `PruningRule` of your own.
         prune_mass: for "mass", in (0, 1].
         prune_size_min: for "decay", from 1 to K.
         confidence: the confidence measure. "softmax_diff" (best minus second probability), "softmax_max" (best
@@ -69,15 +69,16 @@ class DecodeConfig:
         final_vocab: what "dvp" reads a token from that reached the last depth: the "full" vocabulary, as
             published, or the "pruned" one.
         decay_temperature: None for a constant threshold, else that of CALM's decaying threshold.
-        max_waiting: for "shallow_deep": the most tokens that run the skipped layers together. Outputs are the same.
+        max_waiting: for "shallow_deep": the most tokens that run the skipped layers together. Outputs are the
+            same.
         oracle_states: what later tokens of "oracle" attend to: the states of its "own" exits, propagated, or
             those of the "full" model.
         unembedding: how the full vocabulary is read. "float" multiplies with the unembedding. "int8" finds the
             likeliest tokens through an int8 copy, for a quarter of the bytes; they are proven to be the same. The
-            tail of the softmax, for confidence and `prune_mass`, comes from the copy (docs/performance.md bounds the
-            error). "auto": "int8" for "dvp" where it was measured to be faster.
-        layer_loop: "while" is a `lax.while_loop` over depth, "cond" an unrolled chain of `lax.cond`. Outputs are the
-            same. "auto" takes the one that was measured to be faster on the backend.
+            tail of the softmax, for confidence and `prune_mass`, comes from the copy (docs/performance.md bounds
+            the error). "auto": "int8" for "dvp" where it was measured to be faster.
+        layer_loop: "while" is a `lax.while_loop` over depth, "cond" an unrolled chain of `lax.cond`. Outputs are
+            the same. "auto" takes the one that was measured to be faster on the backend.
 
     Raises:
         ValueError: an impossible value, or fields that do not fit together.

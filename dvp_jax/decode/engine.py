@@ -209,8 +209,8 @@ def generate_text(
         One text for each prompt, in order.
 
     Raises:
-        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots is below 1, or cfg does not
-            fit the model.
+        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots is below 1, or cfg does
+            not fit the model.
     """
     ids, mask = tokenize(model, prompts, max_source_length)
     engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)

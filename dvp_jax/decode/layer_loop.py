@@ -1,9 +1,9 @@
 """How the layers after the first exit run: until every row has exited, or all of them or none.
 
-`cond_loop` and `while_loop` are interchangeable. Both run layers until every row has exited; then state propagation
-gives the skipped layers their keys and values. `run_together` is FREE's. Depths are Python integers in all of them, so
-the program of a layer may depend on its depth. Weights and caches are closed over by the branches and never
-carried, hence never copied.
+`cond_loop` and `while_loop` are interchangeable. Both run layers until every row has exited; then state
+propagation gives the skipped layers their keys and values. `run_together` is FREE's. Depths are Python integers in
+all of them, so the program of a layer may depend on its depth. Weights and caches are closed over by the branches
+and never carried, hence never copied.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def cond_loop(
 def while_loop(
     run: RunLayer, depths: Sequence[int], state: DepthState
 ) -> tuple[Int[Array, ""], DepthState, list[KeysValues]]:
-    """A `lax.while_loop` over depth whose body picks the layer by `lax.switch`. Args and Returns as `cond_loop`."""
+    """A `lax.while_loop` over depth that picks the layer by `lax.switch`. Args and Returns as `cond_loop`."""
     if not depths:
         return jnp.int32(0), state, []
 
@@ -152,8 +152,8 @@ def run_together(
 ) -> tuple[Int[Array, ""], DepthState, list[KeysValues]]:
     """Shallow-deep (FREE, section 3): all deeper layers run, for this token and the waiting ones, or none does.
 
-    They run where a row has not exited, and at the end of a block. A token that exited then has the keys and values
-    of the full model. Returns as `cond_loop`; where no layer ran, the blocks as they were.
+    They run where a row has not exited, and at the end of a block. A token that exited then has the keys and
+    values of the full model. Returns as `cond_loop`; where no layer ran, the blocks as they were.
     """
 
     def skip(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:

@@ -46,7 +46,8 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
     """Reads given texts at every depth, as the policy of `cfg` does.
 
     Candidates and confidences come from the full vocabulary up to the depth that prunes, and from the kept tokens
-    after it; at the last depth, from what `cfg` reads there. Depths at which the policy would not ask are read too.
+    after it; at the last depth, from what `cfg` reads there. Depths at which the policy would not ask are read
+    too.
 
     Args:
         model: from `load_model`.

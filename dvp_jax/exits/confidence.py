@@ -1,7 +1,7 @@
 """Confidence measures: how sure a depth is of its token.
 
-A measure of logits maps the logits of the full vocabulary, or of the kept rows, to one number per row. A measure of
-the hidden state needs no vocabulary. Every measure is in [0, 1] and never exceeds 1, not even by rounding: at a
+A measure of logits maps the logits of the full vocabulary, or of the kept rows, to one number per row. A measure
+of the hidden state needs no vocabulary. Every measure is in [0, 1] and never exceeds 1, not even by rounding: at a
 threshold of 1 no token may exit early.
 """
 

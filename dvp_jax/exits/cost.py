@@ -16,10 +16,10 @@ def paper_confidence_flops(
     """FLOPs of confidence as the paper's code counts them, which gives its factor of 7 (DVP, results).
 
     The sum over depths l = 0 .. min(exit_layer, L - 1) of (2d - 1)V while l <= prune_layer or without pruning, and
-    of (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the gather and
-    the last head: use it beside published figures only. Methods that ask for no confidence, or take it from the
-    hidden state, count 0. K is the number of rows read; with the rules "mass" and "decay" that is the size of the
-    largest set, since shapes are fixed.
+    of (2d - 1)K beyond. It counts depths at which nothing is decided, and leaves out softmax, top-k, the gather
+    and the last head: use it beside published figures only. Methods that ask for no confidence, or take it from
+    the hidden state, count 0. K is the number of rows read; with the rules "mass" and "decay" that is the size of
+    the largest set, since shapes are fixed.
 
     Args:
         exit_layers: layers run per token.
@@ -38,8 +38,8 @@ def unembedding_flops(
 ) -> Float[np.ndarray, "*shape"]:
     """FLOPs of the unembedding products that decoding a token takes: 2dV or 2dK for each.
 
-    K is the number of rows read, masked ones included. The product that reads the token's id is included. The oracle
-    counts as if it knew where to exit.
+    K is the number of rows read, masked ones included. The product that reads the token's id is included. The
+    oracle counts as if it knew where to exit.
 
     Args:
         exit_layers: layers run per token.

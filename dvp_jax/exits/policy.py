@@ -69,8 +69,9 @@ class Reads(NamedTuple):
 class ExitPolicy(abc.ABC):
     """The questions that the decode step, the cost model and the tables ask of a method.
 
-    A subclass must say `first_exit`. It may override `prune`, `decide` and `read_final`, which run inside `jit`, and
-    the properties after them. The defaults read the full vocabulary and exit where confidence exceeds the threshold.
+    A subclass must say `first_exit`. It may override `prune`, `decide` and `read_final`, which run inside `jit`,
+    and the properties after them. The defaults read the full vocabulary and exit where confidence exceeds the
+    threshold.
 
     Attributes:
         num_layers: L, the number of decoder layers.
@@ -416,8 +417,8 @@ class Oracle(ExitPolicy):
 
     Attributes:
         min_exit_layer: first depth at which a token may exit.
-        oracle_states: what later tokens attend to. "own": the states that tokens exited with, propagated, as in any
-            early exit. "full": the states of the full model.
+        oracle_states: what later tokens attend to. "own": the states that tokens exited with, propagated, as in
+            any early exit. "full": the states of the full model.
     """
 
     min_exit_layer: int = 2
