@@ -67,10 +67,10 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], rounds: int, folder: str | P
         folder: where results.json and the plots go; None to write nothing.
 
     Raises:
-        ValueError: a case that does not fit the model.
+        ValueError: a case that does not fit the model, or an empty path of the folder.
         OSError: a checkpoint is missing, or the folder cannot be written.
     """
-    folder = prepare_workdir(folder) if folder else None
+    folder = None if folder is None else prepare_workdir(folder)
     bandwidth = read_bandwidth()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
     runs: list[Row] = []
@@ -119,8 +119,8 @@ def measure(benchmark: Benchmark, rounds: int) -> list[Row]:
     if benchmark.baselines:
         full = next((decoder for decoder in decoders if decoder.row["method"] == "full"), None)
         full_tokens = np.asarray(full.decode().tokens) if full else None
-        others, failures = make_baselines(benchmark, model, ids, full_tokens)
-        decoders += others
+        baseline_decoders, failures = make_baselines(benchmark, model, ids, full_tokens)
+        decoders += baseline_decoders
     rows = time_decoders(decoders, rounds, benchmark)
     for row in rows:
         if "megabytes" in row:
