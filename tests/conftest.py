@@ -11,6 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Several processes compile the same programs: the workers of pytest-xdist, and the launchers that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# The models are tiny: PyTorch's threads would spend eight times as long, waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
@@ -29,6 +31,18 @@ def clear_compiled_programs() -> Iterator[None]:
     """Each compiled program takes memory maps, of which Linux allows a process 65,530; beyond, XLA crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quick_compiler() -> Iterator[None]:
+    """Compiles with few of XLA's optimizations, in two thirds of the time.
+
+    For modules whose subject is what surrounds the arithmetic: loops, batches, caches, files. The arithmetic is
+    compared with PyTorch as users compile it, in tests/t5, tests/decode/test_reference.py and test_trace.py.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import jax
 import pytest
 import tokenizers
 import torch
@@ -31,6 +32,8 @@ from tests.reference import Reference, reference_decode
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 600
 """A process that takes longer hangs. A busy machine is no reason to fail."""
+QUICK_COMPILER = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""Set for all processes that tests start: what the fixture `quick_compiler` sets for a module."""
 
 VOCAB_SIZE, D_MODEL, NUM_LAYERS = 600, 32, 4
 SYLLABLES = ["".join(letters) for letters in itertools.product("bdfgklmnprst", "aeiou")]
@@ -137,7 +140,8 @@ def write_configs(folder: Path, count: int, **endings: str) -> Path:
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs Python from the root of the repository."""
     command = [sys.executable, "-X", "faulthandler", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | QUICK_COMPILER, text=True, **pipes)
     try:
         stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -175,6 +179,7 @@ def _redirect(function: Callable[[], None], argv: list[str], stdout: Path, stder
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     faulthandler.enable()
+    jax.config.update("jax_disable_most_optimizations", True)
     os.chdir(ROOT)
     sys.argv = argv
     function()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.launching import ROOT, TIMEOUT_S
+from tests.launching import QUICK_COMPILER, ROOT, TIMEOUT_S
 
 
 def process_flags(count: int) -> list[list[str]]:
@@ -31,6 +32,7 @@ def begin(commands: Sequence[Sequence[object]]) -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, "-X", "faulthandler", *map(str, command), *flags],
             cwd=ROOT,
+            env=os.environ | QUICK_COMPILER,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

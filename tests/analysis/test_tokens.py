@@ -8,6 +8,8 @@ from dvp_jax.analysis.tokens import full_model_texts, load_sources, reference_te
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
 from tests.launching import SENTENCES, Sentences
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CALM = dvp_jax.DecodeConfig(method="calm", min_exit_layer=1)
 DVP = dvp_jax.DecodeConfig(method="dvp", prune_layer=2, min_exit_layer=2, prune_size=8)
 TOKENS = 5

@@ -11,6 +11,8 @@ from dvp_jax.evaluate.results import describe, results_table
 from dvp_jax.evaluate.traces import trace_texts
 from tests.launching import SENTENCES, Sentences
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def model(checkpoint):

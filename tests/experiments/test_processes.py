@@ -19,6 +19,8 @@ from dvp_jax.runs.processes import Process
 from tests.launching import SENTENCES, make_checkpoint, read_lines
 from tests.processes import begin, end, errors
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CONFIG = """
 from ml_collections import ConfigDict, config_dict
 

@@ -17,6 +17,8 @@ from dvp_jax.evaluate.experiment import run_sweep
 from dvp_jax.evaluate.selection import Promise, select, selection_table
 from tests.launching import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CONFIG = """
 from experiments.configs.common import evaluation, sweep
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, check_error, launch, read_lines, start, write_configs
+from tests.launching import QUICK_COMPILER, ROOT, check_error, launch, read_lines, start, write_configs
 from tests.processes import begin, end
 
 GRID = {
@@ -23,6 +24,7 @@ GRID = {
     "calm": {"min_exit_layer": (2,), "threshold": (0.3, 0.6)},
     "dvp": {"prune_layer": (1, 2), "prune_size": (8,), "threshold": (0.3, 0.6)},
 }
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 TIMES = re.compile(r"ms_per|speed_up|_s$|^time$|^git_revision$")
 
 
@@ -76,7 +78,7 @@ def has_gone_on(name: str, workdir: Path, done: int) -> bool:
 def start_and_kill(name: str, config: Path, workdir: Path, ready, seconds: float) -> bool:
     """Starts a launcher and kills it `seconds` after `ready()`; whether it was still running."""
     command = [sys.executable, "-m", f"experiments.{name}", f"--config={config}", f"--workdir={workdir}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | QUICK_COMPILER, **QUIET)
     while process.poll() is None and not ready():
         time.sleep(0.02)
     try:
@@ -207,9 +209,7 @@ def test_evaluate_decodes_the_cells_of_a_sweeps_config_side_by_side(configs, who
 
 def test_a_second_process_on_one_workdir_is_refused(configs, tmp_path):
     command = [sys.executable, "-m", "experiments.evaluate", f"--config={configs / 'evaluate.py'}"]
-    first = subprocess.Popen(
-        [*command, f"--workdir={tmp_path}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    first = subprocess.Popen([*command, f"--workdir={tmp_path}"], cwd=ROOT, **QUIET)
     try:
         while not (tmp_path / ".lock").is_file() or not (tmp_path / ".lock").read_text():
             assert first.poll() is None

@@ -37,14 +37,6 @@ CONFIG = T5Config(
 WORDS = ["<pad>", "</s>", "<unk>", *(f"w{index}" for index in range(3, CONFIG.vocab_size))]  # by id
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Halves the time of the tests of a module that imports it, nearly all of which is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tiny_model(config: T5Config = CONFIG, seed: int = 0) -> Model:
     """A model with random parameters, made without a compiler."""
     random = np.random.default_rng(seed)

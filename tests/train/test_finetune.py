@@ -26,14 +26,9 @@ from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
 from tests.launching import start as start_python
 from tests.processes import begin, end, process_flags
-from tests.train.helpers import (  # noqa: F401
-    finish,
-    flat,
-    launch_finetune,
-    quick_compiler,
-    start,
-    word_tokenizer,
-)
+from tests.train.helpers import finish, flat, launch_finetune, start, word_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SHAPE = {"vocab_size": 44, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1}
 SHAPE["num_decoder_layers"] = 2

@@ -35,12 +35,13 @@ from tests.train.helpers import (
     finish,
     flat,
     make_batches,
-    quick_compiler,  # noqa: F401
     start,
     tiny_model,
     train_to_be_killed,
     train_until_the_disk_is_full,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 NO_DROPOUT = dataclasses.replace(CONFIG, dropout_rate=0.0)
 
