@@ -1,11 +1,11 @@
-"""What 8 virtual devices give: run once, in a process of its own, by tests/test_sharding.py.
+"""Decodes, trains, loads and saves on 8 virtual devices, in a process of its own, for tests/t5/test_sharding.py.
 
 python -m tests.on_meshes CHECKPOINT RESULTS [all]
 """
 
 import os
 
-if __name__ == "__main__":  # not where a test reads the settings below: its subprocesses would have 8 devices too
+if __name__ == "__main__":  # a test imports the settings below, and the processes that it starts have one device
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import contextlib
@@ -31,7 +31,13 @@ from dvp_jax.train.trainer import TrainConfig, train
 from tests.train.helpers import CONFIG, counting_step, make_batches, tiny_model
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
-PROMPTS = [[4, 3], [183, 97, 78], [77, 78, 79], [69], [135, 116, 19]]  # 5, so that batches are filled up
+PROMPTS = [
+    [4, 3],
+    [183, 97, 78],
+    [77, 78, 79],
+    [69],
+    [135, 116, 19],
+]  # 5 rows: a batch on several devices needs more
 EARLY = {"method": "calm", "max_new_tokens": 6, "threshold": 0.4, "min_exit_layer": 1}
 PRUNED = {**EARLY, "method": "dvp", "prune_layer": 1, "prune_size": 10}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -57,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTINGS["decay"]["final_vocab"] = "pruned"
 FEW = ("dvp",)
 EVERYWHERE = (2, 4)
-"""The mesh on which all settings run; the others run the few, unless all is asked for."""
+"""The mesh on which all settings run. The others run FEW, unless `all` is given."""
 
 HEADS = dataclasses.replace(CONFIG, num_heads=8, d_kv=4, num_decoder_layers=1)
 TRAINED = TrainConfig(steps=3, batch_size=8, accumulation=2, learning_rate=1e-2, log_every=1, checkpoint_every=2)
@@ -78,13 +84,13 @@ def decoded(model: dvp_jax.Model, names: Any) -> dict[str, Any]:
 
 
 def engine_texts(model: dvp_jax.Model) -> list[tuple[list[int], list[int]]]:
-    """Tokens and exits of PROMPTS by an engine of fewer slots, two for each row of the data axis or one."""
+    """Tokens and exits of PROMPTS by an engine with fewer slots than prompts."""
     texts = dvp_jax.Engine(model, dvp_jax.DecodeConfig(**SETTINGS["dvp"]), slots=2).texts(PROMPTS)
     return [(text.tokens, text.exit_layers) for text in texts]
 
 
 def analysed(model: dvp_jax.Model) -> dict[str, Any]:
-    """Teacher-forced logits, and what depths say."""
+    """Teacher-forced logits, and what each depth reads."""
     tokens, start = np.array(PROMPTS[1:3], np.int32), np.zeros((len(PROMPTS), 1), np.int32)
     cfg = dvp_jax.DecodeConfig(**PRUNED)
     read = trace(model, encode(model, *source()), tokens, np.full_like(tokens, 3), cfg)
@@ -93,7 +99,7 @@ def analysed(model: dvp_jax.Model) -> dict[str, Any]:
 
 
 def loaded(folder: Path, workdir: Path) -> dict[str, Any]:
-    """Parts that were read of each tensor; and of each format, what a model saved and loaded again is."""
+    """Shapes of the parts that were read of each tensor. For each format, the model saved and loaded again."""
     reads: dict[str, list[tuple[int, ...]]] = {}
 
     class Spy:
@@ -116,13 +122,13 @@ def loaded(folder: Path, workdir: Path) -> dict[str, Any]:
     mesh = jax.make_mesh((2, 4), ("data", "model"))
     model = dvp_jax.load_model(folder, mesh=mesh)
     hugging_face.TensorFiles.open = original
-    found: dict[str, Any] = {"reads": reads, "fingerprint": model.fingerprint}
+    results: dict[str, Any] = {"reads": reads, "fingerprint": model.fingerprint}
     for format in ("huggingface", "orbax"):
         dvp_jax.save_model(workdir / format, model, format)
         again = dvp_jax.load_model(workdir / format, mesh=mesh)
         first = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(again.params))
-        found[format] = {"fingerprint": again.fingerprint, "bytes_on_a_device": first}
-    return found
+        results[format] = {"fingerprint": again.fingerprint, "bytes_on_a_device": first}
+    return results
 
 
 def trained(workdir: Path, shape: tuple[int, int] | None) -> list[float]:
@@ -135,7 +141,7 @@ def trained(workdir: Path, shape: tuple[int, int] | None) -> list[float]:
 
 
 def resumed(workdir: Path) -> tuple[float, str]:
-    """How far parameters moved in 4 counted steps, 2 on one mesh and 2 on another, and where they are then."""
+    """By how much 4 counted steps changed the parameters, 2 on one mesh and 2 on another; and their sharding."""
     step, trainer.train_step = trainer.train_step, counting_step
     for shape, steps in (((4, 2), 2), ((2, 4), 4)):
         model = shard_model(tiny_model(HEADS), make_mesh(shape))
@@ -150,12 +156,12 @@ def resumed(workdir: Path) -> tuple[float, str]:
 
 
 def refused(folder: Path) -> dict[str, str]:
-    """What is said of bad meshes."""
+    """The error messages for bad meshes."""
     one = dvp_jax.load_model(folder)
     on_two = shard_model(one, make_mesh((1, 2)))
     three = shard_model(tiny_model(dataclasses.replace(HEADS, vocab_size=41)), make_mesh((1, 2)))
 
-    def said(call: Any) -> str:
+    def message_of(call: Any) -> str:
         try:
             call()
         except ValueError as error:
@@ -164,33 +170,35 @@ def refused(folder: Path) -> dict[str, str]:
 
     cfg = TrainConfig(steps=1, batch_size=6)
     return {
-        "axes": said(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((4, 2), ("data", "heads")))),
-        "sizes": said(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((1, 6), ("data", "model")))),
-        "devices": said(lambda: make_mesh((4, 4))),
-        "numbers": said(lambda: make_mesh((4,))),
-        "unembedding": said(lambda: dvp_jax.generate(on_two, *source(), dvp_jax.DecodeConfig(unembedding="int8"))),
-        "batch": said(lambda: trainer.check_batch(shard_model(one, make_mesh((4, 2))), cfg)),
-        "adafactor": said(lambda: trainer.check_batch(three, cfg)),
+        "axes": message_of(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((4, 2), ("data", "heads")))),
+        "sizes": message_of(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((1, 6), ("data", "model")))),
+        "devices": message_of(lambda: make_mesh((4, 4))),
+        "numbers": message_of(lambda: make_mesh((4,))),
+        "unembedding": message_of(
+            lambda: dvp_jax.generate(on_two, *source(), dvp_jax.DecodeConfig(unembedding="int8"))
+        ),
+        "batch": message_of(lambda: trainer.check_batch(shard_model(one, make_mesh((4, 2))), cfg)),
+        "adafactor": message_of(lambda: trainer.check_batch(three, cfg)),
     }
 
 
-def main(folder: Path, results: Path, everything: bool) -> None:
-    """Writes all that the tests look at."""
-    found: dict[str, Any] = {"decoded": {}}
+def main(folder: Path, path: Path, everything: bool) -> None:
+    """Writes the results for the tests."""
+    results: dict[str, Any] = {"decoded": {}}
     for shape in MESHES:
         model = dvp_jax.load_model(folder, mesh=jax.make_mesh(shape, ("data", "model")))
         everywhere = everything or shape == EVERYWHERE
-        found["decoded"][shape] = decoded(model, SETTINGS if everywhere else FEW)
+        results["decoded"][shape] = decoded(model, SETTINGS if everywhere else FEW)
         if shape == EVERYWHERE:
-            found["analysed"] = analysed(model)
-            found["engine"] = engine_texts(model)
+            results["analysed"] = analysed(model)
+            results["engine"] = engine_texts(model)
             cfg = dvp_jax.DecodeConfig(**PRUNED, layer_loop="cond")
-            found["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
-    found["loaded"] = loaded(folder, results.parent)
-    found["trained"] = [trained(results.parent / f"train{shape}", shape) for shape in (None, (4, 2))]
-    found["resumed"] = resumed(results.parent / "resumed")
-    found["refused"] = refused(folder)
-    results.write_bytes(pickle.dumps(found))
+            results["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
+    results["loaded"] = loaded(folder, path.parent)
+    results["trained"] = [trained(path.parent / f"train{shape}", shape) for shape in (None, (4, 2))]
+    results["resumed"] = resumed(path.parent / "resumed")
+    results["refused"] = refused(folder)
+    path.write_bytes(pickle.dumps(results))
 
 
 if __name__ == "__main__":

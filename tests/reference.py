@@ -1,4 +1,4 @@
-"""The early-exit decode written plainly over Hugging Face's PyTorch modules, one row and layer at a time."""
+"""Early-exit decoding of one row, layer by layer, with the modules of Hugging Face's PyTorch model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Reference:
     tokens: list[int]
     exit_layers: list[int]
     confidences: list[float]
-    margin: float  # smallest distance of any decision from falling the other way
+    margin: float  # the least by which any decision was made: less than float32's rounding means a tie
 
 
 @torch.no_grad()
@@ -42,7 +42,14 @@ def reference_decode(
     max_waiting: int | None = None,
     classifier: tuple[torch.Tensor, float] | None = None,
 ) -> Reference:
-    """Decodes a row, whatever `max_waiting` at once; `classifier` is the weight and bias of the measure "meta"."""
+    """Decodes one row with the settings of `DecodeConfig`.
+
+    Args:
+        model: PyTorch's.
+        input_ids: of the source.
+        max_waiting: changes no text, and is ignored.
+        classifier: weight (d_model,) and bias of the measure "meta".
+    """
     config, decoder = model.config, model.decoder
     num_layers = config.num_decoder_layers
     source = torch.tensor([input_ids])
@@ -52,19 +59,19 @@ def reference_decode(
     def logits_of(hidden):
         return (model.lm_head.weight @ (scale * decoder.final_layer_norm(hidden)[0, 0])).float()
 
-    def read(hidden, before, kept):
+    def read(hidden, previous, kept):
         logits = logits_of(hidden)
         token, gap = best_of(logits, kept)
         if confidence == "state":
-            sure = cosine(hidden[0, 0], before[0, 0])
+            value = cosine(hidden[0, 0], previous[0, 0])
         elif confidence == "meta":
             weight, bias = classifier
-            sure = 1.0 / (1.0 + math.exp(-float(decoder.final_layer_norm(hidden)[0, 0] @ weight) - bias))
+            value = 1.0 / (1.0 + math.exp(-float(decoder.final_layer_norm(hidden)[0, 0] @ weight) - bias))
         else:
-            sure = confidence_of(logits, kept, confidence)
-        return token, sure, gap
+            value = confidence_of(logits, kept, confidence)
+        return token, value, gap
 
-    entered = [[] for _ in range(num_layers)]  # states that entered each layer, one a token so far
+    entered = [[] for _ in range(num_layers)]  # for each layer, the state with which each token entered it
     out = Reference([], [], [], math.inf)
     token = config.decoder_start_token_id
     for t in range(1, max_new_tokens + 1):
@@ -81,11 +88,11 @@ def reference_decode(
             limit = threshold if thresholds_per_depth is None else thresholds_per_depth[depth - 1]
             if decay_temperature is not None:
                 limit = 0.9 * limit + 0.1 * limit * math.exp(-decay_temperature * t / max_new_tokens)
-            before = hidden
-            entered[depth - 1].append(before)
+            previous = hidden
+            entered[depth - 1].append(previous)
             hidden = run_layer(decoder, depth - 1, entered[depth - 1], encoded)
             if method == "static" and depth == static_exit_layer:
-                token, sure, gap = read(hidden, before, None)
+                token, value, gap = read(hidden, previous, None)
                 out.margin = min(out.margin, gap)
                 break
             if kept is not None and prune_rule == "decay" and (depth == num_layers or depth >= min_exit_layer):
@@ -95,20 +102,20 @@ def reference_decode(
                     out.margin = min(out.margin, edge)
             if depth == num_layers:
                 last_kept = kept if method == "dvp" and final_vocab == "pruned" else None
-                token, sure, gap = read(hidden, before, last_kept)
+                token, value, gap = read(hidden, previous, last_kept)
                 out.margin = min(out.margin, gap)
                 break
             if method == "oracle" and depth >= min_exit_layer:
-                token, sure, gap = read(hidden, before, None)
+                token, value, gap = read(hidden, previous, None)
                 out.margin = min(out.margin, gap)
                 if token == full:
                     break
             only_here = method == "shallow_deep" and depth == min_exit_layer
             if only_here or (method in ("calm", "dvp") and depth >= min_exit_layer):
-                token_here, sure, gap = read(hidden, before, kept)
+                token_here, value, gap = read(hidden, previous, kept)
                 alone = kept is not None and len(kept) == 1  # certain by definition, not by rounding
-                out.margin = min(out.margin, math.inf if alone else abs(sure - limit))
-                if sure > limit:
+                out.margin = min(out.margin, math.inf if alone else abs(value - limit))
+                if value > limit:
                     token = token_here
                     out.margin = min(out.margin, gap)
                     break
@@ -121,7 +128,7 @@ def reference_decode(
                 if prune_rule == "mass":
                     kept, edge = reaching(logits, kept, prune_mass, edge)
                 out.margin = min(out.margin, edge)
-        if method == "shallow_deep":  # the layers run all the same, for what later tokens attend to
+        if method == "shallow_deep":  # later tokens attend to what the skipped layers compute
             for deeper in range(depth, num_layers):
                 entered[deeper].append(hidden)
                 hidden = run_layer(decoder, deeper, entered[deeper], encoded)
@@ -133,23 +140,28 @@ def reference_decode(
                 entered[deeper].append(hidden)
         out.tokens.append(token)
         out.exit_layers.append(depth)
-        out.confidences.append(sure)
+        out.confidences.append(value)
         if token == config.eos_token_id:
             break
     return out
 
 
 def likeliest(logits: torch.Tensor, ids: list[int], size: int) -> tuple[list[int], float]:
-    """The `size` likeliest of the ids, of equal ones the smaller, and how near the last is to being left out."""
-    order = sorted(ids, key=lambda i: (-float(logits[i]), i))
-    edge = float(logits[order[size - 1]] - logits[order[size]]) if size < len(order) else math.inf
+    """The `size` likeliest ids, smaller ids first among equals; and by how much logit the last one is kept."""
+    values = logits.tolist()
+    order = sorted(ids, key=lambda i: (-values[i], i))
+    edge = values[order[size - 1]] - values[order[size]] if size < len(order) else math.inf
     return order[:size], edge
 
 
 def reaching(logits: torch.Tensor, ids: list[int], mass: float, edge: float) -> tuple[list[int], float]:
-    """As many of the ids, likeliest first, as it takes to reach the mass, and how far that is from another number.
+    """The shortest prefix of the ids that reaches a probability mass, and by how much it was decided.
 
-    `edge` is how far the last of all the ids is from being left out, which matters only where it is needed.
+    Args:
+        logits: (vocab,).
+        ids: the likeliest first.
+        mass: of probability over the full vocabulary.
+        edge: by how much logit the last of the ids was kept. It counts only if all ids are needed.
     """
     probabilities = torch.softmax(logits.double(), dim=0)
     held, margin, kept = 0.0, math.inf, []
@@ -167,23 +179,24 @@ def reaching(logits: torch.Tensor, ids: list[int], mass: float, edge: float) -> 
 
 
 def decayed_size(most: int, least: int, depth: int, num_layers: int) -> int:
-    """K_l by the inverse law, in exact fractions."""
+    """K_l = K_max / (1 + (K_max - K_min) / K_min * l / L), rounded down, in exact fractions."""
     return max(least, math.floor(most / (1 + Fraction(most - least, least) * Fraction(depth, num_layers))))
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Between two states; 0 where they point apart."""
+    """The cosine of two states, at least 0."""
     return max(0.0, float(torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0)))
 
 
 def best_of(logits: torch.Tensor, kept: list[int] | None) -> tuple[int, float]:
-    """The likeliest token, and how far its logit is ahead of the second."""
-    order = sorted(range(len(logits)) if kept is None else kept, key=lambda i: (-float(logits[i]), i))
-    return order[0], float(logits[order[0]] - logits[order[1]]) if len(order) > 1 else math.inf
+    """The likeliest token, the smallest id among equals; and by how much its logit exceeds the second."""
+    values = logits.tolist()
+    order = sorted(range(len(values)) if kept is None else kept, key=lambda i: (-values[i], i))
+    return order[0], values[order[0]] - values[order[1]] if len(order) > 1 else math.inf
 
 
 def confidence_of(logits: torch.Tensor, kept: list[int] | None, measure: str = "softmax_diff") -> float:
-    """A measure of logits, over the kept ids or all."""
+    """A measure of confidence that reads logits, over the kept ids or the full vocabulary."""
     chosen = logits if kept is None else logits[kept]
     probabilities = sorted(torch.softmax(chosen.double(), dim=0).tolist(), reverse=True)
     if len(probabilities) == 1:
@@ -197,7 +210,7 @@ def confidence_of(logits: torch.Tensor, kept: list[int] | None, measure: str = "
 
 
 def run_layer(decoder, index: int, entered: list[torch.Tensor], encoded: torch.Tensor) -> torch.Tensor:
-    """Layer `index` on the last of the states that entered it, attending to all of them."""
+    """Runs layer `index` on the last state that entered it; it attends to all that entered."""
     block = decoder.block[index]
     attention = block.layer[0].SelfAttention
     with_bias = attention if attention.has_relative_attention_bias else decoder.block[0].layer[0].SelfAttention

@@ -1,11 +1,8 @@
 """Several devices: the same tokens and exits as on one, weights straight into shards, training, and bad meshes."""
 
 import math
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,6 +15,7 @@ from dvp_jax.bench.collectives import least, most, per_token
 from dvp_jax.runs import processes
 from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.trainer import TrainConfig, check_batch
+from tests.launching import start
 from tests.models import random_model, save
 from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
 from tests.processes import begin, end
@@ -29,11 +27,10 @@ CLASSIFIER = np.random.default_rng(0).normal(size=32).astype(np.float32), np.flo
 CASES = [(shape, name) for shape in MESHES for name in (SETTINGS if shape == EVERYWHERE else FEW)]
 
 
-def run(folder, results, *arguments):
-    command = [sys.executable, "-m", "tests.on_meshes", str(folder), str(results), *arguments]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+def run(folder, path, *arguments):
+    done = start("-m", "tests.on_meshes", folder, path, *arguments)
     assert done.returncode == 0, done.stderr
-    return pickle.loads(results.read_bytes())
+    return pickle.loads(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,8 @@ def folder(peer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
+def results(folder):
+    """What tests/on_meshes.py found on 8 virtual devices."""
     return run(folder, folder.parent / "results")
 
 
@@ -67,19 +65,19 @@ def assert_equal_to_reference(peer, out, name):
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES)
-def test_tokens_and_exits_on_8_devices_equal_the_reference(peer, found, shape, name):
-    assert_equal_to_reference(peer, found["decoded"][shape][name], name)
+def test_tokens_and_exits_on_8_devices_equal_the_reference(peer, results, shape, name):
+    assert_equal_to_reference(peer, results["decoded"][shape][name], name)
 
 
-def test_an_engine_on_a_mesh_gives_the_same(found):
-    batch = found["decoded"][EVERYWHERE]["dvp"]  # equals the reference
-    for row, (tokens, exits) in enumerate(found["engine"]):
+def test_an_engine_on_a_mesh_gives_the_same(results):
+    batch = results["decoded"][EVERYWHERE]["dvp"]  # equals the reference
+    for row, (tokens, exits) in enumerate(results["engine"]):
         length = batch["lengths"][row]
         assert (tokens, exits) == (
             batch["tokens"][row, :length].tolist(),
             batch["exit_layers"][row, :length].tolist(),
         )
-    assert len(found["engine"]) == len(PROMPTS)
+    assert len(results["engine"]) == len(PROMPTS)
 
 
 @pytest.mark.slow
@@ -91,7 +89,7 @@ def test_every_method_on_every_mesh_equals_the_reference(peer, folder):
 
 
 @torch.no_grad()
-def test_logits_candidates_and_ranks_on_a_mesh_equal_pytorch(peer, found):
+def test_logits_candidates_and_ranks_on_a_mesh_equal_pytorch(peer, results):
     ids, mask = (torch.from_numpy(array) for array in source())
     tokens = torch.tensor(PROMPTS[1:3])
     start = torch.zeros((len(ids), 1), dtype=torch.long)
@@ -99,17 +97,17 @@ def test_logits_candidates_and_ranks_on_a_mesh_equal_pytorch(peer, found):
     def logits(rows, decoder_ids):
         return peer(input_ids=ids[:rows], attention_mask=mask[:rows], decoder_input_ids=decoder_ids).logits
 
-    np.testing.assert_allclose(found["analysed"]["logits"], logits(len(ids), start), atol=TIE)
+    np.testing.assert_allclose(results["analysed"]["logits"], logits(len(ids), start), atol=TIE)
     last = logits(2, torch.cat([start[:2], tokens[:, :-1]], dim=1))
-    assert found["analysed"]["candidates"][..., -1].tolist() == last.argmax(dim=-1).tolist()
+    assert results["analysed"]["candidates"][..., -1].tolist() == last.argmax(dim=-1).tolist()
     likelier = last > last.gather(2, tokens[..., None])
-    assert found["analysed"]["ranks"][..., -1].tolist() == likelier.sum(dim=-1).tolist()
+    assert results["analysed"]["ranks"][..., -1].tolist() == likelier.sum(dim=-1).tolist()
 
 
-def test_only_the_kept_rows_of_the_unembedding_travel(found):
+def test_only_the_kept_rows_of_the_unembedding_travel(results):
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n)
-        for line in found["hlo"].splitlines()
+        for line in results["hlo"].splitlines()
         if (made := re.search(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)\(", line))
         for shape in re.findall(r"\w+\[([\d,]*)\]", made[1])
     ]
@@ -118,24 +116,24 @@ def test_only_the_kept_rows_of_the_unembedding_travel(found):
     assert sum(size >= rows * 211 for size in sizes) == 1
 
 
-def test_collectives_of_a_token_are_those_of_the_formulas(found):
+def test_collectives_of_a_token_are_those_of_the_formulas(results):
     rows, parts, kept, d_model, layers = 4, EVERYWHERE[1], SETTINGS["dvp"]["prune_size"], 32, 3
-    sent = per_token(found["hlo"], most)
-    # Value and place of the kept at depth 1, and of the best two of the vocabulary there and at the last depth.
+    sent = per_token(results["hlo"], most)
+    # Values and ids: the kept tokens at depth 1, and the best two of the vocabulary there and at the last depth.
     assert sent.count["all-gather"] == 6
     assert sent.bytes["all-gather"] == 4 * rows * parts * (2 * kept + 2 * 2 + 2 * 2)
-    # The embedding, 3 products a layer, the kept rows, two sums of a softmax; and flags, a byte each.
+    # The embedding, 3 products a layer, the kept rows and two sums of a softmax. Then flags, a byte each.
     exact = 4 * rows * (d_model * (1 + 3 * layers + kept) + 2)
     assert exact <= sent.bytes["all-reduce"] <= exact + 8
-    # Of a token that leaves at depth 1 no deeper layer, no last depth.
-    early = per_token(found["hlo"], least)
+    # A token that exits at depth 1 runs no deeper layer, and is not read at the last depth.
+    early = per_token(results["hlo"], least)
     assert early.bytes["all-gather"] == 4 * rows * parts * (2 * kept + 2 * 2)
     exact = 4 * rows * (d_model * (1 + 3 + kept) + 1)
     assert exact <= early.bytes["all-reduce"] <= exact + 8
 
 
-def test_each_part_of_a_tensor_is_read_once_and_no_more_than_it(folder, found):
-    tensors, reads = load_file(folder / "model.safetensors"), found["loaded"]["reads"]
+def test_each_part_of_a_tensor_is_read_once_and_no_more_than_it(folder, results):
+    tensors, reads = load_file(folder / "model.safetensors"), results["loaded"]["reads"]
     assert reads.keys() == tensors.keys()
     for name, tensor in tensors.items():
         parts = 1 if "layer_norm" in name else EVERYWHERE[1]
@@ -145,9 +143,9 @@ def test_each_part_of_a_tensor_is_read_once_and_no_more_than_it(folder, found):
 
 
 @pytest.mark.parametrize("format", ["huggingface", "orbax"])
-def test_a_model_on_a_mesh_is_saved_whole_and_loaded_in_parts(folder, found, format):
-    again = found["loaded"][format]
-    assert again["fingerprint"] == found["loaded"]["fingerprint"] == dvp_jax.load_model(folder).fingerprint
+def test_a_model_on_a_mesh_is_saved_whole_and_loaded_in_parts(folder, results, format):
+    again = results["loaded"][format]
+    assert again["fingerprint"] == results["loaded"]["fingerprint"] == dvp_jax.load_model(folder).fingerprint
     numbers = 33  # of the classifier
     for name, tensor in load_file(folder / "model.safetensors").items():
         if "layer_norm" in name:
@@ -157,14 +155,14 @@ def test_a_model_on_a_mesh_is_saved_whole_and_loaded_in_parts(folder, found, for
     assert again["bytes_on_a_device"] == 4 * numbers
 
 
-def test_losses_of_training_on_a_mesh_are_those_of_one_device(found):
-    alone, together = found["trained"]
+def test_losses_of_training_on_a_mesh_are_those_of_one_device(results):
+    alone, together = results["trained"]
     assert len(alone) == 3
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
-def test_training_goes_on_on_another_mesh(found):
-    moved, where = found["resumed"]
+def test_training_continues_on_another_mesh(results):
+    moved, where = results["resumed"]
     assert moved == 4.0  # a step adds 1, and there were 2 on each mesh
     assert "'model': 4" in where and "spec=P('model',)" in where
 
@@ -181,8 +179,8 @@ def test_training_goes_on_on_another_mesh(found):
         ("adafactor", "this mesh adds 1 to the 41; allowed: adamw, or a model axis that divides them"),
     ],
 )
-def test_what_does_not_fit_a_mesh_is_refused(found, case, message):
-    assert message in found["refused"][case]
+def test_what_does_not_fit_a_mesh_is_refused(results, case, message):
+    assert message in results["refused"][case]
 
 
 def test_several_processes_without_a_mesh_are_refused(monkeypatch):
