@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.layer_loop import branch_every
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.decode.token_loop import Decoded, decode_tokens
@@ -130,8 +130,9 @@ def decode_arguments(
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
     reads_int8 = model.mesh is None and cfg.reads_int8(policy, jax.default_backend(), encoded.active.shape[0])
     int8 = model.int8_unembedding if reads_int8 else None
-    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, choose_layer_loop(cfg.layer_loop))
-    return program, DecodeInputs(model.params, int8, encoded, place(model.mesh, thresholds))
+    every = branch_every(jax.default_backend(), policy.last_depth - policy.first_exit)
+    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every)
+    return program, DecodeInputs(model.params, int8, stacked, encoded, place(model.mesh, thresholds))
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

@@ -136,7 +136,7 @@ class ExitPolicy(abc.ABC):
         return vocabulary.logits(output.hidden, num_exact), vocabulary.kept
 
     def _confidence_of_hidden(self, output: LayerOutput, heads: Heads) -> Float[Array, " batch"]:
-        normed = heads.vocabulary.normed(output.hidden)
+        normed = heads.vocabulary.normed(output.hidden).value
         states = States(output.hidden, output.previous, normed, heads.classifier)
         return HIDDEN_MEASURES[self.confidence](states)
 
