@@ -185,7 +185,7 @@ def main(folder: Path, results: Path, everything: bool) -> None:
         if shape == EVERYWHERE:
             found["analysed"] = analysed(model)
             found["engine"] = engine_texts(model)
-            cfg = dvp_jax.DecodeConfig(**PRUNED, layer_loop="cond")
+            cfg = dvp_jax.DecodeConfig(**PRUNED, branch_every=1)
             found["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
     found["loaded"] = loaded(folder, results.parent)
     found["trained"] = [trained(results.parent / f"train{shape}", shape) for shape in (None, (4, 2))]

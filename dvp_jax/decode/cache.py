@@ -30,7 +30,6 @@ from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.t5.layers import MASKED, DecoderLayer, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
 
-
 Block = Float[Array, "2 batch num_heads block d_kv"]
 """Keys and values of one layer, for the tokens of the current block."""
 

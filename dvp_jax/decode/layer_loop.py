@@ -1,7 +1,7 @@
 """How the layers after the first exit run: until every row has exited, or all of them or none.
 
-Depths are Python integers, so the program of a layer may depend on its depth. Weights and the cache are closed over
-by the branches and never carried, hence never copied.
+Depths are Python integers, so the program of a layer may depend on its depth. Weights and the cache are closed
+over by the branches and never carried, hence never copied.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax

@@ -43,7 +43,7 @@ def decode_token(
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
         hidden, block = decoder.run(depth, state.hidden)
         state = state.after_layer(depth, hidden)
-        if policy.first_exit <= depth < policy.last_depth:
+        if depth in policy.candidates:
             decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
             state = dataclasses.replace(state.exit(decision), kept=decision.kept)
         return state, block
@@ -67,7 +67,7 @@ def decode_token(
         num_ran, state, deeper_blocks = run_together(decoder, deeper, state)
         state = lax.cond(jnp.all(state.exited), lambda state: state, read_final, state)
         return state, decoder.updated_cache(state.hidden, policy.first_exit + num_ran, blocks + deeper_blocks)
-    groups = grouped(deeper, deeper, program.branch_every)
+    groups = grouped(deeper, policy.candidates, program.branch_every)
     state, blocks = run_until_exit(partial(run_layer, heads), read_final, decoder, groups, state, blocks)
     return state, decoder.updated_cache(state.hidden, policy.last_depth, blocks)
 

@@ -47,7 +47,8 @@ def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = Fals
 
 
 def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
-    """One reduction with several results, for devices where every kernel counts: 4 kernels a question fewer on a GPU."""
+    """One reduction with several results, for devices where every kernel counts: 4 kernels a question fewer on a
+    GPU."""
 
     def merge(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
         (best, index, second, partition), (best_, index_, second_, partition_) = one, other
@@ -62,12 +63,14 @@ def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
             + partition_ * jnp.where(best_ == most, 1.0, jnp.exp(best_ - most)),
         )
 
-    indices = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    lowest = jnp.full_like(logits, -jnp.inf)
-    weights = jnp.where(logits > -jnp.inf, 1.0, 0.0)
-    nothing = (-jnp.inf, jnp.int32(logits.shape[1]), -jnp.inf, 0.0)
-    initial = tuple(jnp.asarray(value, array.dtype) for value, array in zip(nothing, (logits, indices, lowest, weights)))
-    best, index, second, partition = lax.reduce((logits, indices, lowest, weights), initial, merge, (1,))
+    operands = (
+        logits,
+        lax.broadcasted_iota(jnp.int32, logits.shape, 1),
+        jnp.full_like(logits, -jnp.inf),
+        jnp.where(logits > -jnp.inf, 1.0, 0.0),
+    )
+    nothing = (jnp.float32(-jnp.inf), jnp.int32(logits.shape[1]), jnp.float32(-jnp.inf), jnp.float32(0.0))
+    best, index, second, partition = lax.reduce(operands, nothing, merge, (1,))
     return Best(index, best, second, partition)
 
 

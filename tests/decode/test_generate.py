@@ -60,10 +60,10 @@ SHALLOW = dataclasses.replace(CALM, method="shallow_deep", min_exit_layer=2, max
 @given(
     rows=prompts,
     cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), SHALLOW]),
-    loop=st.sampled_from(["cond", "while"]),
+    every=st.sampled_from([1, 3]),
 )
-def test_threshold_one_never_exits(rows, cfg, loop):
-    never = dataclasses.replace(cfg, threshold=1.0, layer_loop=loop)
+def test_threshold_one_never_exits(rows, cfg, every):
+    never = dataclasses.replace(cfg, threshold=1.0, branch_every=every)
     assert_same(run(rows, never), run(rows, dataclasses.replace(cfg, method="full")))
 
 
@@ -94,9 +94,9 @@ def test_each_row_of_a_batch_equals_the_row_alone(rows, cfg, left, extra):
     rows=prompts,
     cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY]),
 )
-def test_both_layer_loops_give_the_same(rows, cfg):
-    loops = [run(rows, dataclasses.replace(cfg, layer_loop=loop)) for loop in ("cond", "while")]
-    assert_same(*loops)
+def test_branching_more_seldom_gives_the_same(rows, cfg):
+    once, seldom = (run(rows, dataclasses.replace(cfg, branch_every=every)) for every in (1, 3))
+    assert_same(once, seldom)
 
 
 @settings(max_examples=6)
@@ -164,13 +164,13 @@ def test_batch_buckets(rows, bucket):
     assert batch_bucket(rows) == bucket
 
 
-@pytest.mark.parametrize(("loop", "rows"), [("cond", 1), ("while", 1), ("cond", 4)])
+@pytest.mark.parametrize(("every", "rows"), [(1, 1), (3, 1), (1, 4)])
 @pytest.mark.parametrize("method", ["full", "calm", "dvp"])
-def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop, rows):
+def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, every, rows):
     # Dimensions that nothing but weights has.
     _, model = both("t5", vocab_size=1009, d_model=96, d_kv=20, d_ff=264, num_heads=5)
     ids = np.full((rows, 20), 3)
-    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, layer_loop=loop, unembedding="float")
+    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, branch_every=every, unembedding="float")
     lowered, _ = lower_decode(model, encode(model, ids, np.ones_like(ids)), cfg)
     hlo = lowered.compile().as_text()
     matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2 and leaf.size > 1000]
@@ -279,7 +279,15 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
         ({"thresholds_per_depth": 0.5}, "thresholds_per_depth is 0.5; allowed: None or numbers from 0 to 1"),
         ({"final_vocab": "half"}, "final_vocab is 'half'; allowed: full, pruned"),
         ({"unembedding": "int4"}, "unembedding is 'int4'; allowed: auto, float, int8"),
-        ({"layer_loop": "scan"}, "layer_loop is 'scan'; allowed: auto, while, cond"),
+        ({"branch_every": 0}, "branch_every is 0; allowed: an integer of at least 1"),
+        ({"method": "calm", "exit_depths": ()}, "exit_depths is (); allowed: at least one depth, each once"),
+        (
+            {"method": "calm", "exit_depths": (2, 2)},
+            "exit_depths is (2, 2); allowed: at least one depth, each once",
+        ),
+        ({"method": "calm", "exit_depths": (0, 2)}, "exit_depths is 0; allowed: an integer from 1"),
+        ({"method": "calm", "exit_depths": 0}, "exit_depths is 0; allowed: an integer of at least 1"),
+        ({"exit_depths": (1, 3)}, "prune_layer is 2; allowed: at most the first of exit_depths, 1"),
         ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),
         ({"threshold": -0.1}, "threshold is -0.1; allowed: a number from 0 to 1"),
         ({"threshold": math.nan}, "threshold is nan; allowed: a number from 0 to 1"),
@@ -305,6 +313,7 @@ def test_impossible_settings_are_refused(fields, message):
         ({"prune_size": 212}, "prune_size is 212; allowed: an integer from 1 to 211 for this model"),
         ({"prune_layer": 4, "min_exit_layer": 4}, "prune_layer is 4; allowed: an integer from 1 to 3"),
         ({"min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4 for this model"),
+        ({"method": "calm", "exit_depths": (2, 5)}, "exit_depths is 5; allowed: an integer from 1 to 4 for this"),
         ({"method": "oracle", "min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4"),
         (
             {"thresholds_per_depth": (0.5,) * 3},

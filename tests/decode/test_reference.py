@@ -79,9 +79,9 @@ def test_tokens_and_exits_equal_the_reference(data):
     prompt = data.draw(st.lists(st.integers(2, 210), min_size=1, max_size=20))
     expected = reference_decode(peer, prompt, **fields, classifier=classifier)
     assume(expected.margin > TIE)
-    loop = data.draw(st.sampled_from(["cond", "while"]))
+    every = data.draw(st.sampled_from([1, 2, 3]))
     ids = np.array([prompt])
-    cfg = dvp_jax.DecodeConfig(**fields, layer_loop=loop)
+    cfg = dvp_jax.DecodeConfig(**fields, branch_every=every)
     assert_equal_to_reference(dvp_jax.generate(model, ids, np.ones_like(ids), cfg), 0, expected)
 
 
