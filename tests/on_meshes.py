@@ -23,7 +23,7 @@ import numpy as np
 import dvp_jax
 from dvp_jax.decode.api import encode, lower_decode
 from dvp_jax.decode.trace import trace
-from dvp_jax.t5 import convert
+from dvp_jax.t5 import hugging_face
 from dvp_jax.t5.load import shard_model
 from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train import trainer
@@ -52,7 +52,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "decay": {**PRUNED, "prune_rule": "decay", "prune_size_min": 2, "confidence": "entropy", "threshold": 0.85},
     "oracle": {**EARLY, "method": "oracle"},
-    "waiting": {**EARLY, "max_waiting": 3},
     "shallow_deep": {**EARLY, "method": "shallow_deep", "max_waiting": 3},
 }
 SETTINGS["decay"]["final_vocab"] = "pruned"
@@ -106,17 +105,17 @@ def loaded(folder: Path, workdir: Path) -> dict[str, Any]:
             reads.setdefault(self.name, []).append(part.shape)
             return part
 
-    original = convert.TensorFiles.open
+    original = hugging_face.TensorFiles.open
 
     @contextlib.contextmanager
     def opened(files: Any, name: str) -> Iterator[Spy]:
         with original(files, name) as tensor:
             yield Spy(tensor, name)
 
-    convert.TensorFiles.open = opened  # type: ignore[assignment]
+    hugging_face.TensorFiles.open = opened  # type: ignore[assignment]
     mesh = jax.make_mesh((2, 4), ("data", "model"))
     model = dvp_jax.load_model(folder, mesh=mesh)
-    convert.TensorFiles.open = original
+    hugging_face.TensorFiles.open = original
     found: dict[str, Any] = {"reads": reads, "fingerprint": model.fingerprint}
     for format in ("huggingface", "orbax"):
         dvp_jax.save_model(workdir / format, model, format)
@@ -169,7 +168,7 @@ def refused(folder: Path) -> dict[str, str]:
         "sizes": said(lambda: dvp_jax.load_model(folder, mesh=jax.make_mesh((1, 6), ("data", "model")))),
         "devices": said(lambda: make_mesh((4, 4))),
         "numbers": said(lambda: make_mesh((4,))),
-        "screen": said(lambda: dvp_jax.generate(on_two, *source(), dvp_jax.DecodeConfig(screen="int8"))),
+        "unembedding": said(lambda: dvp_jax.generate(on_two, *source(), dvp_jax.DecodeConfig(unembedding="int8"))),
         "batch": said(lambda: trainer.check_batch(shard_model(one, make_mesh((4, 2))), cfg)),
         "adafactor": said(lambda: trainer.check_batch(three, cfg)),
     }

@@ -192,6 +192,10 @@ class DecodeConfig:
         values["pruning"] = rule if isinstance(rule, PruningRule) else _fill_in(RULES[rule], values)
         return _fill_in(POLICIES[self.method], values)
 
+    def candidates(self, num_layers: int) -> list[int]:
+        """The depths before the last one at which a token may exit, on a decoder of `num_layers` layers."""
+        return list(self._make_policy(num_layers).candidates)
+
     def settings(self, policy: ExitPolicy) -> dict[str, Any]:
         """The settings that matter to a policy of this config, by name, for tables and results."""
         if not policy.uses_threshold:

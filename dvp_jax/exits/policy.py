@@ -262,7 +262,7 @@ class CALM(ExitPolicy):
     """
 
     min_exit_layer: int = 2
-    exit_depths: ExitDepths = None
+    exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
 
     uses_threshold: ClassVar[bool] = True
 
@@ -442,7 +442,7 @@ class Oracle(ExitPolicy):
     """
 
     min_exit_layer: int = 2
-    exit_depths: ExitDepths = None
+    exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
     oracle_states: str = "own"
 
     loop: ClassVar[str] = "all_layers"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from tests.launching import QUICK_COMPILER
 from tests.models import random_model, save
 
 DECODE = """
@@ -21,15 +22,16 @@ print(*(seen[f"/jax/compilation_cache/{event}"] for event in ("cache_hits", "cac
 
 
 def test_a_second_process_reuses_the_compile_cache(tmp_path):
-    folder = save(random_model("t5"), tmp_path / "model")
-    cache = {
+    folder = save(random_model("t5", num_layers=1, num_decoder_layers=3), tmp_path / "model")
+    environment = os.environ | QUICK_COMPILER
+    environment |= {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
     def start() -> tuple[int, int]:
         command = [sys.executable, "-c", DECODE, str(folder)]
-        run = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True, check=True)
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         hits, misses = map(int, run.stdout.split())
         return hits, misses
 

@@ -1,4 +1,4 @@
-"""The engine: each request's text is that of the request alone, whatever its neighbours."""
+"""The engine: the text of each request is that of the request alone, whatever runs beside it."""
 
 import dataclasses
 
@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 import dvp_jax
 from dvp_jax.decode.engine import Engine
-from tests.decode.test_generate import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, lettered, run
+from tests.decode.helpers import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, lettered, run
 from tests.models import both
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 MODEL_OF = both(*MODEL)[1]
 LONG = [3 + i % 200 for i in range(40)]  # another source bucket than the others
@@ -44,7 +46,7 @@ def test_each_request_equals_the_request_alone(requests, cfg, steps, arrivals):
         assert_alone(results[request_id].output, request, cfg)
 
 
-def test_a_decaying_threshold_follows_each_rows_own_age():
+def test_a_decaying_threshold_follows_the_position_in_each_row():
     cfg = dataclasses.replace(CALM, decay_temperature=8.0, threshold=0.6)
     requests = [[first, 5] for first in range(2, 12)]
     for result in Engine(MODEL_OF, cfg, slots=3, steps=2).run(requests):
@@ -52,7 +54,7 @@ def test_a_decaying_threshold_follows_each_rows_own_age():
 
 
 @pytest.mark.parametrize("cfg", [CALM, SHALLOW], ids=["calm", "shallow-deep"])
-def test_the_ring_goes_round_many_times(cfg):
+def test_the_cache_is_reused_many_times(cfg):
     requests = [[first, 5, first + 1] for first in range(2, 30)]
     results = list(Engine(MODEL_OF, cfg, slots=4).run(requests))
     assert len(results) == len(requests)
@@ -147,6 +149,16 @@ def test_impossible_settings_are_refused():
         Engine(MODEL_OF, CALM, slots=0)
     with pytest.raises(ValueError, match="prune_size is 212"):
         Engine(MODEL_OF, dataclasses.replace(DVP, prune_size=212))
+
+
+def test_generate_text_equals_generate_on_the_tokenized_prompts():
+    texts = dvp_jax.generate_text(lettered(), ["abc", "zebra"], DVP)
+    out = run([[2, 3, 4, 1], [27, 6, 3, 19, 2, 1]], DVP)
+    for index, text in enumerate(texts):
+        length = out.lengths[index]
+        assert text.tokens == out.tokens[index, :length].tolist()
+        assert text.exit_layers == out.exit_layers[index, :length].tolist()
+        assert text.text == " ".join(str(token) for token in text.tokens if token > 1)
 
 
 def test_more_texts_than_slots_are_generated_as_in_one_batch():

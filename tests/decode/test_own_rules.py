@@ -11,6 +11,8 @@ from dvp_jax.exits.pruning import PruningRule
 from tests.models import both
 from tests.reference import reference_decode
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 MODEL = ("t5", 0, 4.0, 4.0)  # exits at all depths: see test_reference
 PROMPTS = [[3, 4, 5, 17, 90], [9, 8], [100, 20, 30, 41]]
 

@@ -1,4 +1,4 @@
-"""What every depth says, against PyTorch going layer by layer, and against what decoding itself said."""
+"""What every depth reads, against PyTorch layer by layer, and against what decoding itself read."""
 
 import dataclasses
 
@@ -89,14 +89,14 @@ def test_every_depth_reads_what_pytorch_reads(decoded_by, read_by):
     ids, mask = sources(ROWS)
     out = dvp_jax.generate(model, ids, mask, decoded_by)
     assert decoded_by is FULL or len(set(out.exit_layers[out.exit_layers > 0].tolist())) > 1
-    found = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, read_by)
+    read = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, read_by)
     for row, length in enumerate(out.lengths):
         text = out.tokens[row, :length].tolist(), out.exit_layers[row, :length].tolist()
         expected = slow_trace(peer, ROWS[row], *text, read_by)
-        np.testing.assert_array_equal(found.candidates[row, :length], expected[..., 0])
+        np.testing.assert_array_equal(read.candidates[row, :length], expected[..., 0])
         # These models amplify float32 rounding: see TIE in test_reference.
-        np.testing.assert_allclose(found.confidences[row, :length], expected[..., 1], atol=1e-3)
-        np.testing.assert_array_equal(found.ranks[row, :length], expected[..., 2])
+        np.testing.assert_allclose(read.confidences[row, :length], expected[..., 1], atol=1e-3)
+        np.testing.assert_array_equal(read.ranks[row, :length], expected[..., 2])
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_at_its_exit_each_token_is_read_as_decoding_read_it(cfg):
     model = both(*MODEL)[1]
     ids, mask = sources(ROWS)
     out = dvp_jax.generate(model, ids, mask, cfg)
-    found = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, cfg)
+    read = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, cfg)
     for row, length in enumerate(out.lengths):
         exits = np.arange(length), out.exit_layers[row, :length] - 1
-        np.testing.assert_array_equal(found.candidates[row][exits], out.tokens[row, :length])
+        np.testing.assert_array_equal(read.candidates[row][exits], out.tokens[row, :length])
         # As wide as between two batch shapes: sums of whole texts fall in another order.
-        np.testing.assert_allclose(found.confidences[row][exits], out.confidences[row, :length], atol=1e-4)
+        np.testing.assert_allclose(read.confidences[row][exits], out.confidences[row, :length], atol=1e-4)
 
 
 def test_shapes_that_do_not_fit_are_refused():

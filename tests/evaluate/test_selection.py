@@ -1,11 +1,9 @@
 """Losses, paths of settings and what is promised; whole selections are in tests/experiments/test_select.py."""
 
-import json
 import math
 
 import pytest
 
-import dvp_jax
 from dvp_jax.data import Example
 from dvp_jax.evaluate.experiment import sweep_methods
 from dvp_jax.evaluate.selection import Promise, ordered_paths, promises_table
@@ -72,38 +70,6 @@ def test_the_full_models_own_text_loses_nothing(kind, measure):
 def test_what_cannot_be_promised_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Promise(**fields)
-
-
-def written(folder, content):
-    path = folder / "selected.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def test_a_config_is_loaded_from_a_file(tmp_path):
-    fields = {"method": "dvp", "prune_size": 7, "threshold": 0.25}
-    loaded = dvp_jax.load_decode_config(written(tmp_path, {"config": fields, "returned": "dvp"}))
-    assert loaded == dvp_jax.DecodeConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"config": {"K": 64, "p": 2}}, r"selected.json: config has no K, p; allowed: method, max_new_tokens, "),
-        ({"config": {"prune_size": 0}}, "prune_size is 0; allowed: an integer of at least 1"),
-        ({"configs": {}}, 'has no "config"; allowed: an object with the fields of DecodeConfig'),
-        ([1], 'has no "config"'),
-        ("{", "selected.json is not JSON"),
-    ],
-)
-def test_a_file_without_a_proper_config_is_refused(content, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        dvp_jax.load_decode_config(written(tmp_path, content))
-
-
-def test_a_config_file_that_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config file .*none.json"):
-        dvp_jax.load_decode_config(tmp_path / "none.json")
 
 
 def test_a_table_of_promises_costs_them_on_the_examples_to_check_on():

@@ -1,10 +1,15 @@
-"""The bytes that a step must read, against a list of what it multiplies with."""
+"""FLOPs against sums over depths, and bytes against a list of the products of a step."""
 
 import numpy as np
 import pytest
 
-from dvp_jax.exits.cost import bytes_per_token
-from dvp_jax.exits.policy import CALM, DVP, Oracle, ShallowDeep, Static
+from dvp_jax.exits.cost import (
+    bytes_per_token,
+    decoder_layer_flops,
+    paper_confidence_flops,
+    unembedding_flops,
+)
+from dvp_jax.exits.policy import CALM, DVP, Full, Oracle, ShallowDeep, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.t5.config import T5Config
 
@@ -77,3 +82,81 @@ def test_tokens_that_wait_share_the_weights_of_the_layers_that_they_skipped():
     skipped = layers(L, 1) - layers(3, 1, propagated=False)  # whole layers wait
     assert bytes_of(together, 3) == 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * V)
     assert bytes_of(together, L) == 4 * (layers(L, 1) + 2 * D * V)
+
+
+@pytest.mark.parametrize("exit_layer", range(1, L + 1))
+def test_the_papers_count_is_its_sum_over_depths(exit_layer):
+    calm = sum((2 * D - 1) * V for _ in range(min(exit_layer, L - 1) + 1))
+    dvp = sum((2 * D - 1) * (V if depth <= 2 else 50) for depth in range(min(exit_layer, L - 1) + 1))
+    exits = np.array([exit_layer])
+    assert paper_confidence_flops(exits, CALM(L, "softmax_diff", 2), CONFIG).tolist() == [calm]
+    assert paper_confidence_flops(exits, DVP(L, "softmax_diff", 2, 2, Fixed(50), "full"), CONFIG).tolist() == [dvp]
+    assert paper_confidence_flops(exits, Full(L, "softmax_diff"), CONFIG).tolist() == [0]
+
+
+def test_the_papers_count_falls_about_sevenfold_at_its_own_settings():
+    large = T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24)
+    exits = np.array([23])  # deep exits, where pruning saves most: 24 depths against 3 and a little
+    ratio = paper_confidence_flops(exits, CALM(24, "softmax_diff", 2), large) / paper_confidence_flops(
+        exits, DVP(24, "softmax_diff", 2, 2, Fixed(64), "full"), large
+    )
+    assert 7.0 < ratio[0] < 8.0
+
+
+# By p: K_max / (1 + (K_max - K_min) / K_min * p / L) is 50.23, 50.29 and 50.24, so 50 rows are gathered.
+DECAY_TO_50 = {1: Decay(72, 20, L), 2: Decay(76, 30, L), 3: Decay(89, 35, L)}
+
+
+@pytest.mark.parametrize("final_vocab", ["full", "pruned"])
+@pytest.mark.parametrize(
+    ("prune_layer", "min_exit_layer", "exit_layer"),
+    [(p, least, e) for p, least in [(2, 2), (1, 3), (3, 6)] for e in range(least, L + 1)],
+)
+def test_the_real_count_is_that_of_the_products_computed(exit_layer, prune_layer, min_exit_layer, final_vocab):
+    candidates = [depth for depth in range(min_exit_layer, L) if depth <= exit_layer]
+    calm = 2 * D * V * (len(candidates) + (exit_layer == L))
+    exits = np.array([exit_layer])
+    assert unembedding_flops(exits, CALM(L, "softmax_diff", min_exit_layer), CONFIG).tolist() == [calm]
+    whole_at = {prune_layer} | ({L} if exit_layer == L and final_vocab == "full" else set())
+    read_at = set(candidates) | {prune_layer} | ({L} if exit_layer == L else set())
+    dvp = sum(2 * D * (V if depth in whole_at else 50) for depth in read_at)
+    for rule in (Fixed(50), Mass(50, 0.9), DECAY_TO_50[prune_layer]):
+        policy = DVP(L, "entropy", min_exit_layer, prune_layer, rule, final_vocab)
+        assert unembedding_flops(exits, policy, CONFIG).tolist() == [dvp]
+    only_the_token = [
+        Static(L, "softmax_diff", exit_layer),
+        CALM(L, "state", min_exit_layer),
+        Oracle(L, "softmax_diff", min_exit_layer, "own"),
+    ]
+    for policy in only_the_token:
+        assert unembedding_flops(exits, policy, CONFIG).tolist() == [2 * D * V]
+        assert paper_confidence_flops(exits, policy, CONFIG).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("exit_depths", "asked"),
+    [(2, {2: 1, 3: 1, 4: 2, 6: 2}), ((1, 5), {1: 1, 2: 1, 5: 2, 6: 2}), ((3, L), {3: 1, 5: 1, 6: 1})],
+)
+def test_only_chosen_depths_are_asked(exit_depths, asked):
+    calm = CALM(L, "softmax_diff", 2, exit_depths=exit_depths)
+    for exit_layer, times in asked.items():
+        products = times + (exit_layer == L)
+        assert unembedding_flops(np.array([exit_layer]), calm, CONFIG).tolist() == [2 * D * V * products]
+
+
+def test_layer_flops_count_every_product_once():
+    inner, source = 12, 10
+    products = {
+        "self q": D * inner, "self k": D * inner, "self v": D * inner, "self o": inner * D,
+        "cross q": D * inner, "cross o": inner * D, "cross scores": inner * source, "cross values": inner * source,
+        "wi": D * 32, "wo": 32 * D,
+    }  # fmt: skip
+    skipped = 2 * (products["self k"] + products["self v"])
+    expected = [2 * sum(products.values()) * e + skipped * (L - e) for e in (1, 4, 6)]
+    calm = CALM(L, "softmax_diff", 1)
+    assert decoder_layer_flops(np.array([1, 4, 6]), calm, CONFIG, source).tolist() == expected
+    layer = 2 * sum(products.values())
+    static = Static(L, "softmax_diff", 4)  # no token ever runs the layers beyond, which so are owed nothing
+    assert decoder_layer_flops(np.array([4]), static, CONFIG, source).tolist() == [4 * layer]
+    together = ShallowDeep(L, "softmax_diff", 2)  # the deeper layers run later
+    assert decoder_layer_flops(np.array([2, L]), together, CONFIG, source).tolist() == [L * layer] * 2

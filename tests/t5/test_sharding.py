@@ -176,7 +176,7 @@ def test_training_goes_on_on_another_mesh(found):
         ("sizes", "mesh has 6 devices along model, which do not divide num_heads 8; allowed: 1, 2, 4, 8"),
         ("devices", "mesh is (4, 4), 16 devices; allowed: at most the 8 here"),
         ("numbers", "mesh is (4,); allowed: two integers of at least 1, the sizes of data and model"),
-        ("screen", "screen is 'int8'; allowed on a mesh: auto, none"),
+        ("unembedding", "unembedding is 'int8'; allowed on a mesh: auto, float"),
         ("batch", "batch_size is 6; allowed: multiples of 4, accumulation 1 times 4 devices along data"),
         ("adafactor", "this mesh adds 1 to the 41; allowed: adamw, or a model axis that divides them"),
     ],

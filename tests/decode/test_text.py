@@ -1,0 +1,39 @@
+"""Buckets of lengths and batches, and prompts that become token ids."""
+
+import pytest
+
+import dvp_jax
+from dvp_jax.decode.text import batch_bucket, source_bucket
+from tests.decode.helpers import DVP, MODEL, lettered
+from tests.models import both
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@pytest.mark.parametrize(("length", "bucket"), [(32, 32), (33, 64), (512, 512), (513, 1024), (1500, 1536)])
+def test_source_buckets(length, bucket):
+    assert source_bucket(length) == bucket
+
+
+@pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (16, 16), (17, 32)])
+def test_batch_buckets(rows, bucket):
+    assert batch_bucket(rows) == bucket
+
+
+def test_long_prompts_are_truncated_with_a_warning_that_counts_them():
+    with pytest.warns(UserWarning, match="2 of 3 prompts are longer than 5 tokens and were truncated"):
+        texts = dvp_jax.generate_text(lettered(), ["abcdefgh", "ab", "hgfedcba"], DVP, max_source_length=5)
+    assert texts[0].tokens == dvp_jax.generate_text(lettered(), ["abcd"], DVP)[0].tokens
+
+
+def test_prompts_that_are_none_are_refused():
+    for prompts, message in (
+        ([], r"prompts is \[\]; allowed: a list of at least one text"),
+        ("abc", "prompts is 'abc'; allowed: a list"),
+        (["abc", " "], r"prompts\[1\] is ' '; allowed: a text that is not empty"),
+        ([None], r"prompts\[0\] is None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dvp_jax.generate_text(lettered(), prompts, DVP)
+    with pytest.raises(ValueError, match=r"model\.tokenizer is None"):
+        dvp_jax.generate_text(both(*MODEL)[1], ["abc"], DVP)

@@ -1,0 +1,37 @@
+"""The kept set of a vocabulary and its logits."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dvp_jax.exits.confidence import best_two
+from tests.exits.helpers import vocabulary
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=5, max_size=40).flatmap(
+        lambda row: st.tuples(st.just(row), st.integers(1, len(row)))
+    )
+)
+def test_pruning_keeps_the_likeliest_tokens_and_of_equal_ones_the_smaller_ids(row_and_size):
+    row, size = row_and_size  # small integers: many ties
+    expected = sorted(sorted(range(len(row)), key=lambda i: (-row[i], i))[:size])
+    rows = np.arange(len(row), dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    kept = vocabulary(rows).prune(jnp.asarray([row], jnp.float32), size)
+    assert kept.ids.tolist() == [expected]
+    np.testing.assert_array_equal(kept.rows[0, :, 0], expected)
+
+
+def test_pruned_logits_are_the_kept_entries_of_the_full_logits():
+    rng = np.random.default_rng(0)
+    full = vocabulary(rng.normal(size=(50, 8)))
+    hidden = jnp.asarray(rng.normal(size=(3, 8)), jnp.float32)
+    logits = full.logits(hidden)
+    normed = np.asarray(hidden, np.float64) / np.sqrt((np.asarray(hidden, np.float64) ** 2).mean(1, keepdims=True))
+    np.testing.assert_allclose(logits, normed @ np.asarray(full.rows, np.float64).T, rtol=1e-5, atol=1e-5)
+    pruned = full.prune(logits, 7)
+    expected = np.take_along_axis(np.asarray(logits), np.asarray(pruned.ids), axis=1)
+    np.testing.assert_allclose(pruned.logits(hidden), expected, rtol=1e-5, atol=1e-5)
+    best = best_two(pruned.logits(hidden)).candidate
+    np.testing.assert_array_equal(pruned.token(best), np.argmax(logits, axis=1))
