@@ -33,7 +33,7 @@ _PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the tokens that `dvp` k
 _SOURCE = flags.DEFINE_integer("source_length", 256, "Tokens of each source.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens that each row generates.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
-_LOOPS = flags.DEFINE_list("layer_loops", "auto", "Loops over layers to compare.")
+_BRANCHING = flags.DEFINE_list("branch_every", "0", "Values of branch_every to compare; 0 for the backend's own.")
 _UNEMBEDDINGS = flags.DEFINE_list(
     "unembeddings", "auto", "Forms of the unembedding to compare: auto, float, int8."
 )
@@ -55,7 +55,7 @@ def main() -> None:
             _METHODS.value,
             [int(depth) for depth in _DEPTHS.value] if _DEPTHS.value else None,
             prune_size=_PRUNE_SIZE.value,
-            layer_loops=_LOOPS.value,
+            branch_every=[int(number) or None for number in _BRANCHING.value],
             unembeddings=_UNEMBEDDINGS.value,
             max_waiting=[int(number) for number in _WAITING.value],
             vocab_size=_VOCAB.value,

@@ -83,7 +83,7 @@ def main() -> None:
     """Prints the table."""
     rows = []
     for name in METHODS:
-        cfg = DecodeConfig(method=name, layer_loop="cond")
+        cfg = DecodeConfig(method=name, branch_every=1)
         hlo = compiled_decode(
             SHAPES[_SHAPE.value],
             [int(size) for size in _MESH.value],

@@ -192,7 +192,7 @@ def main(folder: Path, path: Path, everything: bool) -> None:
         if shape == EVERYWHERE:
             results["analysed"] = analysed(model)
             results["engine"] = engine_texts(model)
-            cfg = dvp_jax.DecodeConfig(**PRUNED, layer_loop="cond")
+            cfg = dvp_jax.DecodeConfig(**PRUNED, branch_every=1)
             results["hlo"] = lower_decode(model, encode(model, *source()), cfg)[0].compile().as_text()
     results["loaded"] = loaded(folder, path.parent)
     results["trained"] = [trained(path.parent / f"train{shape}", shape) for shape in (None, (4, 2))]

@@ -29,6 +29,7 @@ def reference_decode(
     threshold: float = 0.9,
     thresholds_per_depth: tuple[float, ...] | None = None,
     min_exit_layer: int = 2,
+    exit_depths: int | tuple[int, ...] | None = None,
     prune_layer: int = 2,
     prune_size: int = 64,
     prune_rule: str = "fixed",
@@ -88,6 +89,10 @@ def reference_decode(
             limit = threshold if thresholds_per_depth is None else thresholds_per_depth[depth - 1]
             if decay_temperature is not None:
                 limit = 0.9 * limit + 0.1 * limit * math.exp(-decay_temperature * t / max_new_tokens)
+            if isinstance(exit_depths, tuple):
+                may_exit = depth in exit_depths
+            else:
+                may_exit = depth >= min_exit_layer and (depth - min_exit_layer) % (exit_depths or 1) == 0
             previous = hidden
             entered[depth - 1].append(previous)
             hidden = run_layer(decoder, depth - 1, entered[depth - 1], encoded)
@@ -95,7 +100,7 @@ def reference_decode(
                 token, value, gap = read(hidden, previous, None)
                 out.margin = min(out.margin, gap)
                 break
-            if kept is not None and prune_rule == "decay" and (depth == num_layers or depth >= min_exit_layer):
+            if kept is not None and prune_rule == "decay" and (depth == num_layers or may_exit):
                 size = decayed_size(prune_size, prune_size_min, depth, num_layers)
                 kept, edge = likeliest(logits_of(hidden), kept, size)
                 if depth < num_layers or final_vocab == "pruned":
@@ -105,13 +110,13 @@ def reference_decode(
                 token, value, gap = read(hidden, previous, last_kept)
                 out.margin = min(out.margin, gap)
                 break
-            if method == "oracle" and depth >= min_exit_layer:
+            if method == "oracle" and may_exit:
                 token, value, gap = read(hidden, previous, None)
                 out.margin = min(out.margin, gap)
                 if token == full:
                     break
             only_here = method == "shallow_deep" and depth == min_exit_layer
-            if only_here or (method in ("calm", "dvp") and depth >= min_exit_layer):
+            if only_here or (method in ("calm", "dvp") and may_exit):
                 token_here, value, gap = read(hidden, previous, kept)
                 alone = kept is not None and len(kept) == 1  # certain by definition, not by rounding
                 out.margin = min(out.margin, math.inf if alone else abs(value - limit))

@@ -89,7 +89,7 @@ def reliability_report(
             for target, table in zip(TARGETS, (full, reference), strict=True)
             for row in reliability_rows(table, target, depths, bins)
         ],
-        "thresholds": threshold_rows(full, range(cfg.min_exit_layer, num_layers), threshold),
+        "thresholds": threshold_rows(full, cfg.candidates(num_layers), threshold),
     }
 
 

@@ -121,20 +121,26 @@ def threshold_report(table: TokenTable, methods: Mapping[str, DecodeConfig], sha
 
 def _threshold_row(table: TokenTable, name: str, cfg: DecodeConfig, share: float) -> dict[str, Any]:
     num_layers = table.ranks.shape[1]
-    candidates = np.arange(cfg.min_exit_layer, num_layers)  # depths
+    candidates = np.array(cfg.candidates(num_layers))  # depths
     confidences = table.readings[name].confidences[:, candidates - 1]  # (tokens, candidates)
     agrees = table.agrees(name)[:, candidates - 1]
     thresholds = depth_thresholds(confidences, agrees, share)
     exceeds = confidences > np.array(thresholds)
     exits = exceeds & (np.cumsum(exceeds, axis=1) == 1)  # (tokens, candidates), at most one in each row
     num_last = int(len(exits) - exits.sum())  # tokens that exit at the last depth
-    shallower = cfg.min_exit_layer - 1  # depths at which no token may exit
-    per_depth = (*[NEVER] * shallower, *thresholds, NEVER)
+    found = dict(zip(candidates.tolist(), thresholds, strict=True))
+    depths = range(1, num_layers + 1)
+
+    def counts(tokens: Bool[np.ndarray, "tokens candidates"]) -> list[int]:
+        of_depth = dict(zip(candidates.tolist(), tokens.sum(axis=0).tolist(), strict=True))
+        return [of_depth.get(depth, 0) for depth in depths[:-1]] + [num_last]
+
+    per_depth = tuple(found.get(depth, NEVER) for depth in depths)
     return {
         "name": name,
         "settings": dataclasses.asdict(dataclasses.replace(cfg, thresholds_per_depth=per_depth)),
-        "exits": [*[0] * shallower, *exits.sum(axis=0).tolist(), num_last],
-        "agreeing": [*[0] * shallower, *(exits & agrees).sum(axis=0).tolist(), num_last],
+        "exits": counts(exits),
+        "agreeing": counts(exits & agrees),
         "mean_exit_layer": float(((exits * candidates).sum() + num_last * num_layers) / len(exits)),
     }
 

@@ -34,7 +34,7 @@ class Case:
         method: as in `DecodeConfig`.
         depth: the depth at which every token exits, or SPREAD.
         prune_size: K.
-        layer_loop: as in `DecodeConfig`.
+        branch_every: as in `DecodeConfig`.
         unembedding: as in `DecodeConfig`.
         max_waiting: as in `DecodeConfig`, for "shallow_deep"; None for its default.
     """
@@ -42,7 +42,7 @@ class Case:
     method: str
     depth: int
     prune_size: int = 64
-    layer_loop: str = "auto"
+    branch_every: int | None = None
     unembedding: str = "auto"
     max_waiting: int | None = None
 
@@ -67,7 +67,7 @@ class Case:
             method=self.method,
             max_new_tokens=new_tokens,
             prune_size=self.prune_size,
-            layer_loop=self.layer_loop,
+            branch_every=self.branch_every,
             unembedding=self.unembedding,
             **settings,
         )
@@ -146,8 +146,7 @@ PRESETS: dict[str, tuple[Benchmark, ...]] = {
         ),
         Benchmark(
             "t5-large",
-            grid(24, ("full", "dvp"), (12,), layer_loop="cond")
-            + grid(24, ("full", "dvp"), (12,), layer_loop="while"),
+            grid(24, ("dvp",), (12,), branch_every=2) + grid(24, ("dvp",), (12,), branch_every=4),
             dtype="bfloat16",
         ),
     ),
@@ -160,7 +159,7 @@ def make_benchmark(
     depths: Sequence[int] | None,
     *,
     prune_size: int,
-    layer_loops: Sequence[str],
+    branch_every: Sequence[int | None],
     unembeddings: Sequence[str],
     max_waiting: Sequence[int],
     dtype: str,
@@ -173,7 +172,7 @@ def make_benchmark(
         methods: as in `DecodeConfig`.
         depths: the exit depths; None for all, half and a quarter of the layers.
         prune_size: K.
-        layer_loops: the layer loops to compare.
+        branch_every: the values of `branch_every` to compare.
         unembeddings: the forms of the unembedding to compare.
         max_waiting: the values of `max_waiting` to compare, for "shallow_deep".
         dtype: dtype of the weights.
@@ -188,14 +187,14 @@ def make_benchmark(
     if not all(depth == SPREAD or 2 <= depth <= num_layers for depth in depths):
         raise ValueError(f"depths is {list(depths)}; allowed: from 2 to {num_layers}, or {SPREAD} for a spread")
     cases: tuple[Case, ...] = ()
-    for layer_loop, unembedding in itertools.product(layer_loops, unembeddings):
+    for every, unembedding in itertools.product(branch_every, unembeddings):
         cases += grid(
             num_layers,
             methods,
             depths,
             max_waiting=max_waiting,
             prune_size=prune_size,
-            layer_loop=layer_loop,
+            branch_every=every,
             unembedding=unembedding,
         )
     return Benchmark(shape, cases, dtype=dtype, **fields)

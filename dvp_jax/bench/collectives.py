@@ -30,7 +30,7 @@ def per_token(hlo: str, choose: Callable[..., Collectives]) -> Collectives:
     """The collectives of one pass through the token loop.
 
     Args:
-        hlo: the text of the compiled decode program, with layer_loop "cond".
+        hlo: the text of the compiled decode program.
         choose: which branch of a conditional counts, `most` or `least`.
     """
     computations: dict[str, list[str]] = {}

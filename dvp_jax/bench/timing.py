@@ -323,7 +323,7 @@ _HEAD = (
     "peak MB",
 )
 _FORMATS = {"megabytes": ".0f", "efficiency": ".2f", "compile_s": ".1f", "peak_megabytes": ".0f"}
-_SETTINGS = ("layer_loop", "unembedding", "prune_size", "max_waiting")
+_SETTINGS = ("branch_every", "unembedding", "prune_size", "max_waiting")
 
 
 def benchmark_table(rows: Sequence[Row]) -> Table:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.layer_loop import choose_layer_loop
+from dvp_jax.decode.layer_loop import branch_every
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.decode.token_loop import Decoded, decode_tokens
@@ -23,6 +23,7 @@ from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params
 from dvp_jax.t5.sharding import place, place_rows, round_up_rows, to_host, use_mesh
+from dvp_jax.t5.stacked import stacking_pays
 
 
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
@@ -130,8 +131,11 @@ def decode_arguments(
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
     reads_int8 = model.mesh is None and cfg.reads_int8(policy, jax.default_backend(), encoded.active.shape[0])
     int8 = model.int8_unembedding if reads_int8 else None
-    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, choose_layer_loop(cfg.layer_loop))
-    return program, DecodeInputs(model.params, int8, encoded, place(model.mesh, thresholds))
+    stacks = model.mesh is None and policy.propagates_state and stacking_pays(jax.default_backend())
+    stacked = model.stacked_keys_values if stacks and policy.first_exit < policy.last_depth else None
+    every = cfg.branch_every or branch_every(jax.default_backend(), policy.last_depth - policy.first_exit)
+    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every)
+    return program, DecodeInputs(model.params, int8, stacked, encoded, place(model.mesh, thresholds))
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

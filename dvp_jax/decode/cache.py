@@ -8,9 +8,9 @@ between tokens, never positions, so the column that a token stands in does not m
 For instance 6 columns at step 8, where row 0 has 5 tokens and row 1 has 2 ("." is not attended to):
 
     column    0   1   2   3   4   5
-    written   6   7   2   3   4   5     step at which the column was written; column 2 is overwritten now
-    row 0     x   x   .   x   x   x
-    row 1     x   x   .   .   .   .
+    written   6   7   8   3   4   5     step at which the column is written; column 2 belongs to this token
+    row 0     x   x   x   x   x   x
+    row 1     x   x   x   .   .   .
 
 Columns are grouped in blocks of `policy.block_size`. It is 1 unless skipped layers run later (shallow-deep): then
 the tokens of the current block wait in `exit_states`, and a layer that runs computes the block's missing keys and
@@ -19,25 +19,26 @@ values in one product. At the end of a block nothing waits.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
-from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, padding_bias, relative_bias
+from dvp_jax.t5.layers import MASKED, DecoderLayer, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
+
+Block = Float[Array, "2 batch num_heads block d_kv"]
+"""Keys and values of one layer, for the tokens of the current block."""
 
 
 @struct.dataclass
 class KVCache:
     """Self-attention keys and values of a batch, and the bookkeeping of the ring."""
 
-    layers: list[KeysValues]  # of each layer that runs: (batch, num_heads, columns, d_kv) each
+    columns: Float[Array, "depths 2 batch num_heads columns d_kv"]  # keys and values of each layer that runs
     step: Int[Array, ""]  # steps taken so far
     lengths: Int[Array, " batch"]  # tokens of each row's text so far
     exit_states: Float[Array, "batch block d_model"]  # that the tokens of the current block exited with
@@ -54,10 +55,9 @@ def empty_cache(program: DecodeProgram, encoded: Encoded) -> KVCache:
     """The cache of a batch that has decoded nothing."""
     config, policy = program.config, program.policy
     batch = encoded.mask.shape[0]
-    shape = (batch, config.num_heads, num_columns(program), config.d_kv)
-    zeros = jnp.zeros(shape, encoded.cross[0][0].dtype)
+    shape = (policy.last_depth, 2, batch, config.num_heads, num_columns(program), config.d_kv)
     return KVCache(
-        layers=[(zeros, zeros) for _ in range(policy.last_depth)],
+        columns=jnp.zeros(shape, encoded.cross[0][0].dtype),
         step=jnp.int32(0),
         lengths=jnp.zeros(batch, jnp.int32),
         exit_states=jnp.zeros((batch, policy.block_size, config.d_model), jnp.float32),
@@ -79,40 +79,27 @@ class CachedDecoder:
         self._num_layers, self._block_size = program.policy.last_depth, program.policy.block_size
         self._columns = num_columns(program)
         self._cross, self._cross_bias = inputs.encoded.cross, padding_bias(inputs.encoded.mask)
-        self._cache = cache
+        self._cache, self._stacked = cache, inputs.stacked
         self.column = cache.step % self._block_size  # of this token within its block
         self.block_ends = self.column == self._block_size - 1
         self._block_start = cache.step % self._columns - self.column  # of the block within the ring
-        self._token_biases = self._biases(self.column[None])
-        self._block_biases = self._biases(jnp.arange(self._block_size))
+        self._token_bias = self._biases(self.column[None])
+        self._block_bias = self._biases(jnp.arange(self._block_size))
 
-    def _biases(self, queries: Int[Array, " queries"]) -> dict[int, tuple[Array, Array]]:
-        """Score biases of queries at columns of the block, by the index of each layer that has its own.
-
-        Returns:
-            Biases to the ring, (batch, num_heads, queries, columns), and to the block, (batch, num_heads, queries,
-            block), each with `MASKED` where a query may not attend.
-        """
-        lengths = self._cache.lengths[:, None]
-        steps_ago = (self._cache.step - 1 - jnp.arange(self._columns)) % self._columns + 1  # of each column
-        behind = self.column - jnp.arange(self._block_size)  # of each column of the block, negative for later ones
-        in_ring = (steps_ago > self.column) & (steps_ago <= lengths)  # (batch, columns)
-        ring_mask = jnp.where(in_ring, 0.0, MASKED)[:, None, None]
-        later = behind[None] < (self.column - queries)[:, None]  # (queries, block)
-        hidden = later[None, None] | (behind > lengths)[:, None, None]  # (batch, 1, queries, block)
-        block_mask = jnp.where(hidden, MASKED, 0.0)
+    def _biases(self, queries: Int[Array, " queries"]) -> dict[int, Float[Array, "batch heads queries columns"]]:
+        """Score biases of queries at columns of the block, by the index of each layer that has its own."""
+        columns = jnp.arange(self._columns)
+        behind = self.column - queries  # this token's distance to each query
+        # Steps from each query back to the token in each column; a later column of the block was written long ago.
+        distance = (self._block_start + queries[:, None] - columns) % self._columns  # (queries, columns)
+        lengths = self._cache.lengths[:, None, None] - behind[:, None]  # (batch, queries, 1)
+        mask = jnp.where(distance <= lengths, 0.0, MASKED)[:, None]  # (batch, 1, queries, columns)
         biases = {}
         for index in range(self._num_layers):
             if has_relative_bias(self._config, index):
-                bias = partial(
-                    relative_bias,
-                    self._params[f"layers_{index}"]["self_attention"]["relative_bias"],
-                    queries - self.column,
-                    max_length=self._columns + 1,
-                    config=self._config,
-                    bidirectional=False,
-                )
-                biases[index] = bias(-steps_ago) + ring_mask, bias(-behind) + block_mask
+                table = self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
+                bias = distance_bias(table, distance, self._columns, self._config, bidirectional=False)
+                biases[index] = bias + mask
         return biases
 
     def _apply(self, depth: int, method: str, *args: object) -> Any:
@@ -120,27 +107,38 @@ class CachedDecoder:
         layer = DecoderLayer(self._config, has_relative_bias(self._config, index))
         return layer.apply({"params": self._params[f"layers_{index}"]}, *args, method=method)
 
-    def run(self, depth: int, hidden: Float[Array, "batch d_model"]) -> tuple[Array, KeysValues]:
+    def run(
+        self, depth: int, hidden: Float[Array, "batch d_model"]
+    ) -> tuple[Float[Array, "batch d_model"], Block]:
         """Runs the layer at `depth` on this token.
 
         Returns:
-            h_l, (batch, d_model), and the layer's block with this token's keys and values.
+            h_l, and the layer's block with this token's keys and values.
         """
         block = self.append(depth, hidden)
-        return self._attend(depth, hidden[:, None], block, self._token_biases)[:, 0], block
+        return self._attend(depth, hidden[:, None], block, self._token_bias)[:, 0], block
 
-    def append(self, depth: int, hidden: Float[Array, "batch d_model"]) -> KeysValues:
+    def append(self, depth: int, hidden: Float[Array, "batch d_model"]) -> Block:
         """The layer's block with this token's keys and values. Alone, without `run`, it is state propagation."""
-        own = self._apply(depth, "self_keys_values", hidden[:, None])
+        own = jnp.stack(self._apply(depth, "self_keys_values", hidden[:, None]))
         if self._block_size == 1:
             return own
-        write = partial(lax.dynamic_update_slice_in_dim, start_index=self.column, axis=2)
-        return jax.tree.map(write, self.block_so_far(depth), own)
+        return lax.dynamic_update_slice_in_dim(self.block_so_far(depth), own, self.column, axis=3)
 
-    def block_so_far(self, depth: int) -> KeysValues:
+    def propagate(self, depth: int, hidden: Float[Array, "batch d_model"]) -> list[Block]:
+        """State propagation: the blocks of the layers after `depth`, all from the same h_e.
+
+        Source: CALM (arXiv 2207.07061), section 3.
+        """
+        if self._stacked is None:
+            return [self.append(deeper, hidden) for deeper in range(depth + 1, self._num_layers + 1)]
+        keys_values = self._stacked.keys_values(depth, hidden, self._config)
+        return list(keys_values)
+
+    def block_so_far(self, depth: int) -> Block:
         """The layer's block as the cache has it, without this token."""
-        cut = partial(lax.dynamic_slice_in_dim, start_index=self._block_start, slice_size=self._block_size, axis=2)
-        return jax.tree.map(cut, self._cache.layers[depth - 1])
+        columns = self._cache.columns[depth - 1]
+        return lax.dynamic_slice_in_dim(columns, self._block_start, self._block_size, axis=3)
 
     def nothing_waits(self, depth: int) -> Bool[Array, ""]:
         """Whether the layer at `depth` has the keys and values of all earlier tokens of the block."""
@@ -150,7 +148,9 @@ class CachedDecoder:
         """The states that the block's tokens exited with, and this token's."""
         return lax.dynamic_update_slice_in_dim(self._cache.exit_states, hidden[:, None], self.column, axis=1)
 
-    def run_block(self, depth: int, states: Float[Array, "batch block d_model"]) -> tuple[Array, KeysValues]:
+    def run_block(
+        self, depth: int, states: Float[Array, "batch block d_model"]
+    ) -> tuple[Float[Array, "batch block d_model"], Block]:
         """Runs the layer at `depth` on the block's tokens side by side; each attends to those up to itself.
 
         Args:
@@ -158,23 +158,32 @@ class CachedDecoder:
             states: h_(l-1) of the block's tokens.
 
         Returns:
-            h_l, (batch, block, d_model), and the layer's filled block.
+            h_l, and the layer's filled block.
         """
-        own = self._apply(depth, "self_keys_values", states)
+        own = jnp.stack(self._apply(depth, "self_keys_values", states))
         had = (jnp.arange(self._block_size) < self._cache.num_filled[depth - 1])[:, None]  # (block, 1)
-        block = jax.tree.map(partial(jnp.where, had), self.block_so_far(depth), own)
-        return self._attend(depth, states, block, self._block_biases), block
+        block = jnp.where(had, self.block_so_far(depth), own)
+        return self._attend(depth, states, block, self._block_bias), block
 
     def _attend(
-        self, depth: int, states: Array, block: KeysValues, biases: dict[int, tuple[Array, Array]]
+        self, depth: int, states: Array, block: Block, biases: dict[int, Array]
     ) -> Float[Array, "batch queries d_model"]:
         index = depth - 1
-        ring_bias, block_bias = biases[index if index in biases else 0]
-        segments = (Segment(*self._cache.layers[index], ring_bias), Segment(*block, block_bias))
-        return self._apply(depth, "__call__", states, segments, Segment(*self._cross[index], self._cross_bias))
+        keys, values = self._placed(self._cache.columns[index], block)
+        itself = Segment(keys, values, biases[index if index in biases else 0])
+        cross = Segment(*self._cross[index], self._cross_bias)
+        return self._apply(depth, "__call__", states, (itself,), cross)
+
+    def _placed(self, ring: Array, block: Block) -> Float[Array, "2 batch num_heads columns d_kv"]:
+        """The ring with the block in its place. The cache itself is written once a step, by `updated_cache`."""
+        if self._block_size > 1:
+            return lax.dynamic_update_slice_in_dim(ring, block, self._block_start, axis=3)
+        # A select is fused into attention; an update would be a kernel, and a copy of the ring.
+        here = (jnp.arange(self._columns) == self._block_start)[:, None]  # (columns, 1)
+        return jnp.where(here, block, ring)
 
     def updated_cache(
-        self, exit_state: Float[Array, "batch d_model"], num_ran: Int[Array, ""] | int, blocks: list[KeysValues]
+        self, exit_state: Float[Array, "batch d_model"], num_ran: Int[Array, ""] | int, blocks: list[Block]
     ) -> KVCache:
         """The cache after this step.
 
@@ -185,9 +194,8 @@ class CachedDecoder:
         """
         cache = self._cache
         ran = jnp.arange(len(blocks)) < num_ran
-        write = partial(lax.dynamic_update_slice_in_dim, start_index=self._block_start, axis=2)
         return KVCache(
-            layers=jax.tree.map(write, cache.layers, blocks),
+            columns=lax.dynamic_update_slice_in_dim(cache.columns, jnp.stack(blocks), self._block_start, axis=4),
             step=cache.step + 1,
             lengths=cache.lengths + 1,
             exit_states=self.block_states(exit_state),

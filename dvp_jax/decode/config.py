@@ -31,7 +31,6 @@ CONFIDENCES = (*LOGIT_MEASURES, *HIDDEN_MEASURES)
 FINAL_VOCABS = ("full", "pruned")
 ORACLE_STATES = ("own", "full")
 UNEMBEDDINGS = ("auto", "float", "int8")
-LAYER_LOOPS = ("auto", "while", "cond")
 
 _ANY_DEPTH = sys.maxsize
 """A number of layers that every setting fits."""
@@ -55,7 +54,11 @@ class DecodeConfig:
         thresholds_per_depth: instead of `threshold`, one for each depth 1..L (`experiments.thresholds` finds
             them). The one of L has no effect.
         min_exit_layer: first depth (layers run) at which a token may exit.
-        prune_layer: depth p at which "dvp" chooses the kept tokens; at most min_exit_layer.
+        exit_depths: depths at which "calm", "dvp" and "oracle" may exit before the last one; no confidence is
+            computed elsewhere. None: every depth from `min_exit_layer` on. An integer n: every n-th from there. A
+            tuple:
+            these, whatever `min_exit_layer` is. The last depth need not be named.
+        prune_layer: depth p at which "dvp" chooses the kept tokens; at most the first depth that may exit.
         prune_size: K, the most tokens that "dvp" keeps.
         prune_rule: how many it keeps. "fixed": K. "mass": the fewest that hold the probability `prune_mass` at p,
             at most K. "decay": fewer with depth, from K towards `prune_size_min`. Or a `PruningRule` of your own.
@@ -73,12 +76,12 @@ class DecodeConfig:
             same.
         oracle_states: what later tokens of "oracle" attend to: the states of its "own" exits, propagated, or
             those of the "full" model.
+        branch_every: the fewest layers between two branches that skip the layers which are left. Outputs
+            are the same. None takes what the backend needs (`dvp_jax.decode.layer_loop.branch_every`).
         unembedding: how the full vocabulary is read. "float" multiplies with the unembedding. "int8" finds the
             likeliest tokens through an int8 copy, for a quarter of the bytes; they are proven to be the same. The
             tail of the softmax, for confidence and `prune_mass`, comes from the copy (docs/performance.md bounds
             the error). "auto": "int8" for "dvp" where it was measured to be faster.
-        layer_loop: "while" is a `lax.while_loop` over depth, "cond" an unrolled chain of `lax.cond`. Outputs are
-            the same. "auto" takes the one that was measured to be faster on the backend.
 
     Raises:
         ValueError: an impossible value, or fields that do not fit together.
@@ -89,6 +92,7 @@ class DecodeConfig:
     threshold: float = 0.9
     thresholds_per_depth: tuple[float, ...] | None = None
     min_exit_layer: int = 2
+    exit_depths: int | tuple[int, ...] | None = None
     prune_layer: int = 2
     prune_size: int = 64
     prune_rule: str | PruningRule = "fixed"
@@ -101,7 +105,7 @@ class DecodeConfig:
     max_waiting: int = 8
     oracle_states: str = "own"
     unembedding: str = "auto"
-    layer_loop: str = "auto"
+    branch_every: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, ExitPolicy):
@@ -113,13 +117,15 @@ class DecodeConfig:
             ("final_vocab", FINAL_VOCABS),
             ("oracle_states", ORACLE_STATES),
             ("unembedding", UNEMBEDDINGS),
-            ("layer_loop", LAYER_LOOPS),
         ):
             _check_choice(name, getattr(self, name), allowed)
         for name in ("max_new_tokens", "min_exit_layer", "prune_layer", "prune_size", "max_waiting"):
             check_integer(name, getattr(self, name), 1, None)
-        if self.static_exit_layer is not None:
-            check_integer("static_exit_layer", self.static_exit_layer, 1, None)
+        for name in ("static_exit_layer", "branch_every"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1, None)
+        if isinstance(self.exit_depths, list):  # from JSON
+            object.__setattr__(self, "exit_depths", tuple(self.exit_depths))
         self._check_thresholds()
         self._check_pruning()
         self._make_policy(_ANY_DEPTH)  # a policy checks its own settings
@@ -185,6 +191,10 @@ class DecodeConfig:
         rule = self.prune_rule
         values["pruning"] = rule if isinstance(rule, PruningRule) else _fill_in(RULES[rule], values)
         return _fill_in(POLICIES[self.method], values)
+
+    def candidates(self, num_layers: int) -> list[int]:
+        """The depths before the last one at which a token may exit, on a decoder of `num_layers` layers."""
+        return list(self._make_policy(num_layers).candidates)
 
     def settings(self, policy: ExitPolicy) -> dict[str, Any]:
         """The settings that matter to a policy of this config, by name, for tables and results."""

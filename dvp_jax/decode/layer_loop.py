@@ -1,27 +1,22 @@
 """How the layers after the first exit run: until every row has exited, or all of them or none.
 
-`cond_loop` and `while_loop` are interchangeable. Both run layers until every row has exited; then state
-propagation gives the skipped layers their keys and values. `run_together` is FREE's. Depths are Python integers in
-all of them, so the program of a layer may depend on its depth. Weights and caches are closed over by the branches
-and never carried, hence never copied.
+Depths are Python integers, so the program of a layer may depend on its depth. Weights and the cache are closed
+over by the branches and never carried, hence never copied.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import CachedDecoder
+from dvp_jax.decode.cache import Block, CachedDecoder
+from dvp_jax.decode.program import DecodeProgram
 from dvp_jax.exits.policy import ExitDecision, LayerOutput
-from dvp_jax.t5.layers import KeysValues
 
 
 @struct.dataclass
@@ -35,6 +30,22 @@ class DepthState:
     confidence: Float[Array, " batch"]
     previous: Float[Array, "batch d_model"] | None  # h_(l-1), for a policy that needs it
     kept: Bool[Array, "batch kept"] | None  # candidates among the kept rows, for a rule that masks them
+
+    @classmethod
+    def start(
+        cls, embedded: Float[Array, "batch d_model"], ended: Bool[Array, " batch"], program: DecodeProgram
+    ) -> DepthState:
+        """The state before the first layer: h_0, and no row has exited but those whose text has ended."""
+        zeros = jnp.zeros(ended.shape, jnp.int32)
+        return cls(
+            hidden=embedded,
+            exited=ended,
+            exit_layer=zeros,
+            token=zeros + program.config.pad_token_id,
+            confidence=zeros.astype(jnp.float32),
+            previous=embedded if program.policy.needs_previous_hidden else None,
+            kept=None,
+        )
 
     def after_layer(self, depth: int, hidden: Float[Array, "batch d_model"]) -> DepthState:
         """The state after the layer at `depth`, whose output is `hidden`. Exited rows stay as they are."""
@@ -59,107 +70,97 @@ class DepthState:
         )
 
 
-RunLayer = Callable[[int, DepthState], tuple[DepthState, KeysValues]]
-Propagate = Callable[[int, Float[Array, "batch d_model"]], KeysValues]
+RunLayer = Callable[[int, DepthState], tuple[DepthState, Block]]
 
 
-def cond_loop(
-    run: RunLayer, depths: Sequence[int], state: DepthState
-) -> tuple[Int[Array, ""], DepthState, list[KeysValues]]:
-    """Unrolled: one `lax.cond` a layer.
-
-    Args:
-        run: one layer.
-        depths: of the layers, in order.
-        state: before the first of them.
-
-    Returns:
-        How many of the layers ran, the state after them, and the keys and values of each layer (zeros where it
-        did not run).
-    """
-    if not depths:
-        return jnp.int32(0), state, []
-
-    _, shapes = jax.eval_shape(partial(run, depths[0]), state)
-
-    def skip(state: DepthState) -> tuple[DepthState, KeysValues]:
-        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    num_ran, keys_values = jnp.int32(0), []
-    for depth in depths:
-        all_exited = jnp.all(state.exited)
-        state, own = lax.cond(all_exited, skip, partial(run, depth), state)
-        num_ran += ~all_exited
-        keys_values.append(own)
-    return num_ran, state, keys_values
-
-
-def while_loop(
-    run: RunLayer, depths: Sequence[int], state: DepthState
-) -> tuple[Int[Array, ""], DepthState, list[KeysValues]]:
-    """A `lax.while_loop` over depth that picks the layer by `lax.switch`. Args and Returns as `cond_loop`."""
-    if not depths:
-        return jnp.int32(0), state, []
-
-    def some_row_is_active(carry: tuple) -> Any:
-        index, state, _ = carry
-        return (index < len(depths)) & ~jnp.all(state.exited)
-
-    def next_layer(carry: tuple) -> tuple:
-        index, state, keys_values = carry
-        state, own = lax.switch(index, [partial(run, depth) for depth in depths], state)
-        write = partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
-        return index + 1, state, jax.tree.map(write, keys_values, own)
-
-    _, shapes = jax.eval_shape(partial(run, depths[0]), state)
-    stacked = jax.tree.map(lambda x: jnp.zeros((len(depths), *x.shape), x.dtype), shapes)
-    carry = (jnp.int32(0), state, stacked)
-    num_ran, state, (keys, values) = lax.while_loop(some_row_is_active, next_layer, carry)
-    return num_ran, state, list(zip(keys, values, strict=True))
-
-
-def propagate_state(
-    propagate: Propagate,
-    depths: Sequence[int],
-    num_ran: Int[Array, ""],
+def run_until_exit(
+    run_layer: RunLayer,
+    read_final: Callable[[DepthState], DepthState],
+    decoder: CachedDecoder,
+    groups: Sequence[Sequence[int]],
     state: DepthState,
-    keys_values: list[KeysValues],
-) -> list[KeysValues]:
-    """State propagation (CALM, section 3): skipped layers take keys and values from the state of the exit.
+    blocks: list[Block],
+) -> tuple[DepthState, list[Block]]:
+    """Runs groups of layers until every row has exited; a layer that is skipped costs nothing.
 
-    One straight branch for each number of layers that ran: its products are independent of each other.
+    go(group) = all exited ? propagate state to the layers that are left : run the group, then go(next group)
+
+    Within a group all layers run. A row that exits there keeps the state of its exit, as it does in a batch whose
+    other rows go on, so the outputs do not depend on the grouping.
 
     Args:
-        propagate: keys and values of one layer from h_e.
-        depths: of the layers.
-        num_ran: how many of them ran; the others were skipped.
-        state: after the layers that ran.
-        keys_values: of the layers that ran.
+        run_layer: one layer, and what the policy decides after it.
+        read_final: reads the rows that reached the last depth.
+        decoder: for state propagation.
+        groups: depths of the layers that are left, in order.
+        state: before the first of them.
+        blocks: keys and values of the layers that ran.
 
     Returns:
-        Keys and values of all the layers.
+        The state with every row exited, and the blocks of all layers.
     """
+    if not groups:
+        return read_final(state), blocks
 
-    def branch(ran: int, hidden: Array, keys_values: list[KeysValues]) -> list[KeysValues]:
-        return keys_values[:ran] + [propagate(depth, hidden) for depth in depths[ran:]]
+    def exit(state: DepthState) -> tuple[DepthState, list[Block]]:
+        return state, decoder.propagate(groups[0][0] - 1, state.hidden)
 
-    branches = [partial(branch, ran) for ran in range(len(depths) + 1)]
-    return lax.switch(num_ran, branches, state.hidden, keys_values)
+    def go(state: DepthState) -> tuple[DepthState, list[Block]]:
+        ran = []
+        for depth in groups[0]:
+            state, block = run_layer(depth, state)
+            ran.append(block)
+        return run_until_exit(run_layer, read_final, decoder, groups[1:], state, ran)
+
+    state, deeper_blocks = lax.cond(jnp.all(state.exited), exit, go, state)
+    return state, blocks + deeper_blocks
+
+
+def grouped(depths: Sequence[int], candidates: Sequence[int], every: int) -> list[list[int]]:
+    """Splits depths into groups that end where rows may have exited, at least `every` depths apart.
+
+    Args:
+        depths: of the layers after the first exit, in order.
+        candidates: depths at which rows may exit.
+        every: the fewest layers of a group, but for the last one.
+    """
+    groups: list[list[int]] = []
+    for depth in depths:
+        if not groups or (len(groups[-1]) >= every and depth - 1 in candidates):
+            groups.append([])
+        groups[-1].append(depth)
+    return groups
+
+
+MOST_BRANCHES = 8
+"""How many conditionals may be nested in one another on a device where a branch is dear."""
+
+
+def branch_every(backend: str, num_deeper: int) -> int:
+    """How many layers to run between two branches (docs/performance.md).
+
+    On CPU a branch costs nothing. On a GPU or TPU it costs as much as several kernels.
+
+    Args:
+        backend: of JAX, such as "cpu".
+        num_deeper: layers after the first exit.
+    """
+    return 1 if backend == "cpu" else max(2, -(-num_deeper // MOST_BRANCHES))
 
 
 def run_together(
     decoder: CachedDecoder, depths: Sequence[int], state: DepthState
-) -> tuple[Int[Array, ""], DepthState, list[KeysValues]]:
+) -> tuple[Int[Array, ""], DepthState, list[Block]]:
     """Shallow-deep (FREE, section 3): all deeper layers run, for this token and the waiting ones, or none does.
 
     They run where a row has not exited, and at the end of a block. A token that exited then has the keys and
     values of the full model. Returns as `cond_loop`; where no layer ran, the blocks as they were.
     """
 
-    def skip(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:
+    def skip(state: DepthState) -> tuple[Array, DepthState, list[Block]]:
         return jnp.int32(0), state, [decoder.block_so_far(depth) for depth in depths]
 
-    def run(state: DepthState) -> tuple[Array, DepthState, list[KeysValues]]:
+    def run(state: DepthState) -> tuple[Array, DepthState, list[Block]]:
         alone = decoder.nothing_waits(depths[0])
         (hidden, previous), blocks = lax.cond(alone, run_alone, run_with_waiting, state.hidden)
         state = dataclasses.replace(
@@ -172,7 +173,7 @@ def run_together(
         )
         return jnp.int32(len(depths)), state, blocks
 
-    def run_alone(hidden: Array) -> tuple[tuple[Array, Array], list[KeysValues]]:
+    def run_alone(hidden: Array) -> tuple[tuple[Array, Array], list[Block]]:
         previous, blocks = hidden, []
         for depth in depths:
             previous = hidden
@@ -180,7 +181,7 @@ def run_together(
             blocks.append(block)
         return (hidden, previous), blocks
 
-    def run_with_waiting(hidden: Array) -> tuple[tuple[Array, Array], list[KeysValues]]:
+    def run_with_waiting(hidden: Array) -> tuple[tuple[Array, Array], list[Block]]:
         states = previous = decoder.block_states(hidden)  # (batch, block, d_model)
         blocks = []
         for depth in depths:
@@ -191,14 +192,3 @@ def run_together(
         return tuple(own), blocks
 
     return lax.cond(jnp.all(state.exited) & ~decoder.block_ends, skip, run, state)
-
-
-LAYER_LOOPS = {"cond": cond_loop, "while": while_loop}
-
-FASTER_LAYER_LOOP = {"cpu": "cond"}
-"""The faster loop of each backend, by measurement (docs/performance.md)."""
-
-
-def choose_layer_loop(layer_loop: str) -> str:
-    """Resolves "auto" for the default backend; "cond" where none was measured."""
-    return FASTER_LAYER_LOOP.get(jax.default_backend(), "cond") if layer_loop == "auto" else layer_loop

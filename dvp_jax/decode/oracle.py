@@ -27,13 +27,14 @@ def decode_oracle_token(
     config, policy = program.config, program.policy
     decoder = CachedDecoder(program, inputs, cache)
     heads = full_heads(config, inputs.params, inputs.int8)
+    candidates = [*policy.candidates, policy.last_depth]
     states = [embed(inputs.params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...: (batch, d_model) each
     blocks, decisions = [], []
     for depth in range(1, policy.last_depth + 1):
         hidden, block = decoder.run(depth, states[-1])
         states.append(hidden)
         blocks.append(block)
-        if depth >= policy.first_exit:
+        if depth in candidates:
             output = LayerOutput(depth, hidden, states[-2], ~ended)
             decisions.append(policy.decide(output, jnp.asarray(ALWAYS), heads))
 
@@ -41,7 +42,7 @@ def decode_oracle_token(
     first = jnp.argmax(tokens == tokens[-1], axis=0)  # (batch,)
     rows = jnp.arange(len(token))
     confidence = jnp.stack([decision.confidence for decision in decisions])[first, rows]
-    exit_layer = policy.first_exit + first
+    exit_layer = jnp.array(candidates)[first]
     exit_state = jnp.stack(states)[exit_layer, rows]  # (batch, d_model)
     if policy.propagates_state:
         blocks = [

@@ -13,6 +13,7 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.int8 import Int8Unembedding
 from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.model import Params, unembedding
+from dvp_jax.t5.stacked import StackedKeysValues
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,13 @@ class DecodeProgram:
         config: of the model.
         policy: after which layer a token exits.
         max_new_tokens: the most tokens to generate.
-        layer_loop: "cond" or "while", a key of `dvp_jax.decode.layer_loop.LAYER_LOOPS`.
+        branch_every: how many layers run between two questions whether every row has exited.
     """
 
     config: T5Config
     policy: ExitPolicy
     max_new_tokens: int
-    layer_loop: str
+    branch_every: int = 1
 
 
 @struct.dataclass
@@ -47,6 +48,7 @@ class DecodeInputs:
 
     params: Params
     int8: Int8Unembedding | None  # the copy of the unembedding to read instead of it; None to read it
+    stacked: StackedKeysValues | None  # for state propagation in one product; None for a product a layer
     encoded: Encoded
     thresholds: Float[Array, "max_new_tokens num_depths"]  # [t, l - 1]: for the token after t others, at depth l
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from dvp_jax.decode.cache import CachedDecoder, KVCache
-from dvp_jax.decode.layer_loop import LAYER_LOOPS, DepthState, propagate_state, run_together
+from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
+from dvp_jax.decode.layer_loop import DepthState, grouped, run_together, run_until_exit
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
 from dvp_jax.exits.policy import Heads
-from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.model import embed
 
 
@@ -27,7 +26,7 @@ def decode_token(
     """Decodes the token after `token` in every row whose text has not ended.
 
     Args:
-        program: model, policy and loop over layers.
+        program: model, policy and branching.
         inputs: parameters, sources and thresholds.
         cache: of the tokens before.
         token: the last token of each row.
@@ -41,25 +40,16 @@ def decode_token(
     thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
     heads = full = full_heads(program.config, inputs.params, inputs.int8)
 
-    def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, KeysValues]:
+    def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
         hidden, block = decoder.run(depth, state.hidden)
         state = state.after_layer(depth, hidden)
-        if policy.first_exit <= depth < policy.last_depth:
+        if depth in policy.candidates:
             decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
             state = dataclasses.replace(state.exit(decision), kept=decision.kept)
         return state, block
 
     # Up to the first exit every layer runs, and the policy may prune the vocabulary.
-    embedded = embed(inputs.params["shared"], token[:, None])[:, 0]  # h_0: (batch, d_model)
-    state = DepthState(
-        hidden=embedded,
-        exited=ended,
-        exit_layer=jnp.zeros_like(token),
-        token=jnp.full_like(token, program.config.pad_token_id),
-        confidence=jnp.zeros(token.shape, jnp.float32),
-        previous=embedded if policy.needs_previous_hidden else None,
-        kept=None,
-    )
+    state = DepthState.start(embed(inputs.params["shared"], token[:, None])[:, 0], ended, program)
     blocks = []
     for depth in range(1, policy.first_exit + 1):
         state, block = run_layer(heads, depth, state)
@@ -68,20 +58,18 @@ def decode_token(
         if pruned is not heads.vocabulary:
             heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, kept=pruned.kept)
 
-    # The deeper layers run while some row has not exited.
-    deeper = range(policy.first_exit + 1, policy.last_depth + 1)
-    if policy.loop == "shallow_deep":
-        num_ran, state, deeper_blocks = run_together(decoder, deeper, state)
-    else:
-        num_ran, state, ran_blocks = LAYER_LOOPS[program.layer_loop](partial(run_layer, heads), deeper, state)
-        deeper_blocks = propagate_state(decoder.append, deeper, num_ran, state, ran_blocks)
-    cache = decoder.updated_cache(state.hidden, policy.first_exit + num_ran, blocks + deeper_blocks)
-
-    # Rows that reached the last depth are read there.
     def read_final(state: DepthState) -> DepthState:
         return state.exit(policy.read_final(state.output(policy.last_depth), full, _masked(heads, state)))
 
-    return lax.cond(jnp.all(state.exited), lambda state: state, read_final, state), cache
+    # The deeper layers run while some row has not exited. Rows that reach the last depth are read there.
+    deeper = range(policy.first_exit + 1, policy.last_depth + 1)
+    if policy.loop == "shallow_deep":
+        num_ran, state, deeper_blocks = run_together(decoder, deeper, state)
+        state = lax.cond(jnp.all(state.exited), lambda state: state, read_final, state)
+        return state, decoder.updated_cache(state.hidden, policy.first_exit + num_ran, blocks + deeper_blocks)
+    groups = grouped(deeper, policy.candidates, program.branch_every)
+    state, blocks = run_until_exit(partial(run_layer, heads), read_final, decoder, groups, state, blocks)
+    return state, decoder.updated_cache(state.hidden, policy.last_depth, blocks)
 
 
 def _masked(heads: Heads, state: DepthState) -> Heads:

@@ -107,7 +107,7 @@ def _read(
             decisions.append(policy.read_final(output, full, heads))
         else:
             decisions.append(policy.decide(output, jnp.asarray(ALWAYS), heads))
-            if depth >= policy.first_exit:  # at shallower depths decoding would not have asked
+            if depth in policy.candidates:  # elsewhere decoding would not have asked
                 kept = decisions[-1].kept
                 heads = heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, kept=kept))
         if depth <= policy.first_exit:

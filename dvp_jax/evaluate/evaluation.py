@@ -36,7 +36,11 @@ def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int)
         name: make_config({"max_new_tokens": max_new_tokens, **fields}, f"methods.{name}")
         for name, fields in settings.items()
     }
-    return dict(sorted(methods.items(), key=lambda item: (METHODS.index(item[1].method), item[1].prune_size)))
+    # Policies of the user's own come last.
+    order = {method: index for index, method in enumerate(METHODS)}
+    return dict(
+        sorted(methods.items(), key=lambda item: (order.get(item[1].name, len(order)), item[1].prune_size))
+    )
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dvp_jax.t5.exit_classifier import ExitClassifier
@@ -24,6 +25,7 @@ class Best(NamedTuple):
     candidate: Int[Array, " batch"]  # index of the best; of equal logits the smaller index
     logit: Float[Array, " batch"]  # of the best
     second: Float[Array, " batch"]  # logit of the second best; -inf where there is only one candidate
+    partition: Float[Array, " batch"]  # sum of exp(logit - best logit) over all candidates
 
 
 def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = False) -> Best:
@@ -35,10 +37,41 @@ def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = Fals
     """
     if logits.shape[-1] == 1:
         first = logits[:, 0]
-        return Best(jnp.zeros(first.shape, jnp.int32), first, jnp.full_like(first, -jnp.inf))
+        return Best(jnp.zeros(first.shape, jnp.int32), first, jnp.full_like(first, -jnp.inf), jnp.ones_like(first))
+    if jax.default_backend() != "cpu" and jax.sharding.get_abstract_mesh().empty:
+        return _best_two_in_one_pass(logits)
     # On CPU this takes a third of the time of an argmax and a masked maximum.
     values, indices = top_k(logits, 2, full_vocabulary=full_vocabulary)
-    return Best(indices[:, 0], values[:, 0], values[:, 1])
+    partition = jnp.sum(jnp.exp(logits - values[:, :1]), axis=-1)
+    return Best(indices[:, 0], values[:, 0], values[:, 1], partition)
+
+
+def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
+    """One reduction with several results, for devices where every kernel counts: 4 kernels a question fewer on a
+    GPU."""
+
+    def merge(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
+        (best, index, second, partition), (best_, index_, second_, partition_) = one, other
+        is_first = (best > best_) | ((best == best_) & (index < index_))
+        most = jnp.maximum(best, best_)
+        return (
+            most,
+            jnp.where(is_first, index, index_),
+            jnp.maximum(jnp.minimum(best, best_), jnp.maximum(second, second_)),
+            # Where a logit is the maximum its weight is 1, also if both are -inf.
+            partition * jnp.where(best == most, 1.0, jnp.exp(best - most))
+            + partition_ * jnp.where(best_ == most, 1.0, jnp.exp(best_ - most)),
+        )
+
+    operands = (
+        logits,
+        lax.broadcasted_iota(jnp.int32, logits.shape, 1),
+        jnp.full_like(logits, -jnp.inf),
+        jnp.where(logits > -jnp.inf, 1.0, 0.0),
+    )
+    nothing = (jnp.float32(-jnp.inf), jnp.int32(logits.shape[1]), jnp.float32(-jnp.inf), jnp.float32(0.0))
+    best, index, second, partition = lax.reduce(operands, nothing, merge, (1,))
+    return Best(index, best, second, partition)
 
 
 def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
@@ -53,8 +86,7 @@ def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array,
     Returns:
         float32 in [0, 1].
     """
-    partition = jnp.sum(jnp.exp(logits - best.logit[:, None]), axis=-1)  # relative to the best candidate
-    return (1.0 - jnp.exp(best.second - best.logit)) / partition
+    return (1.0 - jnp.exp(best.second - best.logit)) / best.partition
 
 
 def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
@@ -67,7 +99,7 @@ def softmax_max(logits: Float[Array, "batch size"], best: Best) -> Float[Array, 
     Returns:
         float32 in (0, 1].
     """
-    return 1.0 / jnp.sum(jnp.exp(logits - best.logit[:, None]), axis=-1)
+    return 1.0 / best.partition
 
 
 def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
@@ -85,11 +117,10 @@ def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " ba
     """
     below = logits - best.logit[:, None]
     weights = jnp.exp(below)
-    partition = jnp.sum(weights, axis=-1)
     # H = log(partition) - sum(p * below); both terms are at least 0. The mask avoids 0 * -inf = NaN.
-    mean = jnp.sum(jnp.where(weights > 0.0, weights * below, 0.0), axis=-1) / partition
+    mean = jnp.sum(jnp.where(weights > 0.0, weights * below, 0.0), axis=-1) / best.partition
     size = jnp.sum(logits > -jnp.inf, axis=-1)
-    return jnp.maximum(1.0 - (jnp.log(partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0)
+    return jnp.maximum(1.0 - (jnp.log(best.partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0)
 
 
 class States(NamedTuple):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -31,6 +32,9 @@ from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_O
 from dvp_jax.exits.pruning import Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import ExitClassifier
+
+ExitDepths = int | tuple[int, ...] | None
+"""Every n-th depth, the depths themselves, or None for every depth."""
 
 
 class Heads(NamedTuple):
@@ -98,6 +102,12 @@ class ExitPolicy(abc.ABC):
         """Depth at which every token has exited; deeper layers never run."""
         return self.num_layers
 
+    @property
+    def candidates(self) -> Sequence[int]:
+        """Depths at which `decide` is asked, ascending, from `first_exit` on. The last depth is read, never
+        asked."""
+        return range(self.first_exit, self.last_depth)
+
     def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary that deeper depths read. Called at each depth up to `first_exit`, after `decide`."""
         return vocabulary
@@ -136,7 +146,7 @@ class ExitPolicy(abc.ABC):
         return vocabulary.logits(output.hidden, num_exact), vocabulary.kept
 
     def _confidence_of_hidden(self, output: LayerOutput, heads: Heads) -> Float[Array, " batch"]:
-        normed = heads.vocabulary.normed(output.hidden)
+        normed = heads.vocabulary.normed(output.hidden).value
         states = States(output.hidden, output.previous, normed, heads.classifier)
         return HIDDEN_MEASURES[self.confidence](states)
 
@@ -244,23 +254,29 @@ class CALM(ExitPolicy):
 
     A measure of logits reads the full vocabulary at every candidate depth. A measure of the hidden state reads it
     once, for the token that exits.
+
+    Attributes:
+        min_exit_layer: first candidate depth, unless `exit_depths` names the candidates.
+        exit_depths: at which depths a token may exit before the last one (LITE and EE-LLM ask at chosen layers
+            only). None: at every depth from `min_exit_layer` on. An integer n: at every n-th. A tuple: at these.
     """
 
     min_exit_layer: int = 2
+    exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
 
     uses_threshold: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
+        check_exit_depths(self.exit_depths, self.num_layers)
 
     @property
     def first_exit(self) -> int:
-        return self.min_exit_layer
+        return first_candidate(self.min_exit_layer, self.exit_depths)
 
     @property
-    def last_asked(self) -> int:
-        """Deepest depth at which confidence is asked. The last depth is read, never asked."""
-        return self.last_depth - 1
+    def candidates(self) -> Sequence[int]:
+        return candidate_depths(self.min_exit_layer, self.exit_depths, self.last_depth)
 
     def decide(self, output: LayerOutput, threshold: Array, heads: Heads) -> ExitDecision:
         if self.confidence in LOGIT_MEASURES:
@@ -289,7 +305,8 @@ class CALM(ExitPolicy):
         return Reads(depths, np.zeros_like(depths))
 
     def _num_asked(self, exit_layers: np.ndarray) -> Float[np.ndarray, "*shape"]:
-        return np.minimum(np.asarray(exit_layers, np.float64), self.last_asked) - self.first_exit + 1
+        asked = np.searchsorted(np.asarray(self.candidates), np.asarray(exit_layers), side="right")
+        return asked.astype(np.float64)
 
     def _reaches_last(self, exit_layers: np.ndarray) -> Bool[np.ndarray, "*shape"]:
         return np.asarray(exit_layers) >= self.last_depth
@@ -315,8 +332,12 @@ class ShallowDeep(CALM):
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers - 1)
 
     @property
-    def last_asked(self) -> int:
-        return self.first_exit
+    def first_exit(self) -> int:
+        return self.min_exit_layer
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        return (self.min_exit_layer,)
 
     @property
     def block_size(self) -> int:
@@ -355,12 +376,10 @@ class DVP(CALM):
                 f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
                 f"logits reads: {', '.join(LOGIT_MEASURES)}"
             )
-        if self.prune_layer > self.min_exit_layer:
-            raise ValueError(
-                f"prune_layer is {self.prune_layer}; allowed: at most min_exit_layer, {self.min_exit_layer}"
-            )
+        if self.prune_layer > self.first_exit:
+            first = "min_exit_layer" if self.first_exit == self.min_exit_layer else "the first of exit_depths"
+            raise ValueError(f"prune_layer is {self.prune_layer}; allowed: at most {first}, {self.first_exit}")
         check_integer("prune_layer", self.prune_layer, 1, self.num_layers - 1)
-        super().__post_init__()
 
     @property
     def kept_rows(self) -> int:
@@ -417,25 +436,55 @@ class Oracle(ExitPolicy):
 
     Attributes:
         min_exit_layer: first depth at which a token may exit.
+        exit_depths: as for `CALM`.
         oracle_states: what later tokens attend to. "own": the states that tokens exited with, propagated, as in
             any early exit. "full": the states of the full model.
     """
 
     min_exit_layer: int = 2
+    exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
     oracle_states: str = "own"
 
     loop: ClassVar[str] = "all_layers"
 
     def __post_init__(self) -> None:
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
+        check_exit_depths(self.exit_depths, self.num_layers)
 
     @property
     def first_exit(self) -> int:
-        return self.min_exit_layer
+        return first_candidate(self.min_exit_layer, self.exit_depths)
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        return candidate_depths(self.min_exit_layer, self.exit_depths, self.last_depth)
 
     @property
     def propagates_state(self) -> bool:
         return self.oracle_states == "own"
+
+
+def candidate_depths(min_exit_layer: int, exit_depths: ExitDepths, last_depth: int) -> Sequence[int]:
+    """The depths below the last one at which a token may exit, ascending."""
+    if isinstance(exit_depths, tuple):
+        return tuple(depth for depth in sorted(exit_depths) if depth < last_depth)
+    return range(min_exit_layer, last_depth, exit_depths or 1)
+
+
+def first_candidate(min_exit_layer: int, exit_depths: ExitDepths) -> int:
+    """The first depth at which a token may exit."""
+    return min(exit_depths) if isinstance(exit_depths, tuple) else min_exit_layer
+
+
+def check_exit_depths(exit_depths: ExitDepths, num_layers: int) -> None:
+    """Raises ValueError where exit_depths is empty, repeats a depth, or names one outside the model."""
+    if isinstance(exit_depths, tuple):
+        for depth in exit_depths:
+            check_integer("exit_depths", depth, 1, num_layers)
+        if not exit_depths or len(set(exit_depths)) < len(exit_depths):
+            raise ValueError(f"exit_depths is {exit_depths}; allowed: at least one depth, each once")
+    elif exit_depths is not None:
+        check_integer("exit_depths", exit_depths, 1, None)
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None) -> None:

@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.t5.int8 import Int8Unembedding, rows_logits
-from dvp_jax.t5.layers import linear, rms_norm
+from dvp_jax.t5.layers import Normed, linear, rms_norm
 from dvp_jax.t5.top_k import top_k
 
 
@@ -29,8 +29,8 @@ class Vocabulary:
     scale: float = struct.field(pytree_node=False)  # s
     kept: Bool[Array, "batch kept"] | None = None  # False: no candidate, its logit is -inf
 
-    def normed(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch d_model"]:
-        """norm(h_l), float32."""
+    def normed(self, hidden: Float[Array, "batch d_model"]) -> Normed:
+        """norm(h_l) in two factors, float32."""
         return rms_norm(hidden, self.norm, self.epsilon)
 
     def logits(
@@ -43,13 +43,13 @@ class Vocabulary:
             num_exact: how many of the largest logits must be exact and truly the largest. Matters only where an
                 int8 copy is read; otherwise all logits are exact.
         """
-        x = self.normed(hidden) * self.scale
+        normed = self.normed(hidden)
         if self.ids is not None:
-            logits = rows_logits(x, self.rows)
+            logits = rows_logits(normed.scaled, self.rows) * (normed.factor * self.scale)
             return logits if self.kept is None else jnp.where(self.kept, logits, -jnp.inf)
         if self.int8 is None:
-            return linear(x, self.rows)
-        return self.int8.logits(x, self.rows, num_exact)
+            return linear(normed.scaled, self.rows) * (normed.factor * self.scale)
+        return self.int8.logits(normed.value * self.scale, self.rows, num_exact)
 
     def token(self, index: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """The token id of the candidate at `index` of each row."""

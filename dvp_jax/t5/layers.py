@@ -38,7 +38,25 @@ class Segment(NamedTuple):
 KeysValues = tuple[Float[Array, "batch num_heads length d_kv"], Float[Array, "batch num_heads length d_kv"]]
 
 
-def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]) -> Float[Array, "... outputs"]:
+class Normed(NamedTuple):
+    """A normed state in two factors: norm(x) = scaled * factor.
+
+    A product takes `scaled` and multiplies its result with `factor`, so that the normed state itself is never
+    written to memory: on a GPU three kernels fewer a layer (docs/performance.md).
+    """
+
+    scaled: Float[Array, "... d_model"]  # x times the norm's trained scale
+    factor: Float[Array, "... 1"]  # 1 / sqrt(mean(x^2) + epsilon)
+
+    @property
+    def value(self) -> Float[Array, "... d_model"]:
+        """norm(x), float32."""
+        return self.scaled * self.factor
+
+
+def linear(
+    x: Float[Array, "... inputs"] | Normed, weight: Float[Array, "outputs inputs"]
+) -> Float[Array, "... outputs"]:
     """Computes `x @ weight.T` in the weight's dtype, accumulated in float32.
 
     Args:
@@ -48,6 +66,8 @@ def linear(x: Float[Array, "... inputs"], weight: Float[Array, "outputs inputs"]
     Returns:
         float32.
     """
+    if isinstance(x, Normed):
+        return linear(x.scaled, weight) * x.factor
     # An einsum, because XLA may transpose the weight in memory for `x @ weight.T`.
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
@@ -65,15 +85,14 @@ _FEW_ROWS = 64
 """Up to this many rows of `x`, packing a weight on CPU takes longer than the product itself."""
 
 
-def rms_norm(
-    x: Float[Array, "... d_model"], scale: Float[Array, " d_model"], epsilon: float
-) -> Float[Array, "... d_model"]:
+def rms_norm(x: Float[Array, "... d_model"], scale: Float[Array, " d_model"], epsilon: float) -> Normed:
     """T5's layer norm: x / sqrt(mean(x^2) + epsilon) * scale, without mean or bias, in float32.
 
     Source: T5 (arXiv 1910.10683), section 2.1; Zhang and Sennrich (arXiv 1910.07467).
     """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon) * scale.astype(jnp.float32)
+    factor = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
+    return Normed(x * scale.astype(jnp.float32), factor)
 
 
 def distance_buckets(max_length: int, config: T5Config, *, bidirectional: bool) -> np.ndarray:
@@ -127,8 +146,20 @@ def relative_bias(
 
     Source: T5 (arXiv 1910.10683), section 2.1.
     """
+    distance = query_positions[:, None] - key_positions[None, :]
+    return distance_bias(table, distance, max_length, config, bidirectional=bidirectional)
+
+
+def distance_bias(
+    table: Float[Array, "num_buckets num_heads"],
+    distance: Int[Array, "queries keys"],
+    max_length: int,
+    config: T5Config,
+    *,
+    bidirectional: bool,
+) -> Float[Array, "1 num_heads queries keys"]:
+    """`relative_bias` from the distance of each query back to each key, below max_length."""
     buckets = jnp.asarray(distance_buckets(max_length, config, bidirectional=bidirectional))
-    distance = query_positions[:, None] - key_positions[None, :]  # (queries, keys)
     bucket = buckets[jnp.abs(distance)]  # (queries, keys)
     if bidirectional:
         bucket = bucket + jnp.where(distance < 0, config.relative_attention_num_buckets // 2, 0)
@@ -176,7 +207,7 @@ class Attention(nn.Module):
     def _heads(self, x: Float[Array, "batch length inner"]) -> Float[Array, "batch num_heads length d_kv"]:
         return x.reshape(*x.shape[:2], self.config.num_heads, self.config.d_kv).transpose(0, 2, 1, 3)
 
-    def keys_values(self, x: Float[Array, "batch length d_model"]) -> KeysValues:
+    def keys_values(self, x: Float[Array, "batch length d_model"] | Normed) -> KeysValues:
         """Keys and values of the normed states `x`, in the dtype of the weights."""
         dtype = self.key.dtype
         return (
@@ -185,7 +216,7 @@ class Attention(nn.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "batch queries d_model"], *segments: Segment
+        self, x: Float[Array, "batch queries d_model"] | Normed, *segments: Segment
     ) -> Float[Array, "batch queries d_model"]:
         """Attends from the normed states to the keys of all segments, under one softmax.
 
@@ -209,7 +240,7 @@ class Attention(nn.Module):
             for segment_weights, segment in zip(jnp.split(weights, ends, axis=-1), segments, strict=True)
         ]
         context = reduce(jnp.add, contexts).transpose(0, 2, 1, 3)  # (batch, queries, num_heads, d_kv)
-        return linear(context.reshape(*x.shape[:2], -1), self.output)
+        return linear(context.reshape(*context.shape[:2], -1), self.output)
 
 
 class FeedForward(nn.Module):
@@ -218,7 +249,7 @@ class FeedForward(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length d_model"]) -> Float[Array, "batch length d_model"]:
+    def __call__(self, x: Float[Array, "batch length d_model"] | Normed) -> Float[Array, "batch length d_model"]:
         c = self.config
         normal, factor = nn.initializers.normal, c.initializer_factor
         activations: dict[str, Callable[[Array], Array]] = {
@@ -242,7 +273,7 @@ class Norm(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... d_model"]) -> Float[Array, "... d_model"]:
+    def __call__(self, x: Float[Array, "... d_model"]) -> Normed:
         scale = self.param("scale", nn.initializers.ones, (self.config.d_model,))
         return rms_norm(x, scale, self.config.layer_norm_epsilon)
 

@@ -35,6 +35,7 @@ from dvp_jax.t5.hugging_face import (
 from dvp_jax.t5.int8 import Int8Unembedding, quantize_unembedding
 from dvp_jax.t5.model import Params, unembedding
 from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, spans_processes
+from dvp_jax.t5.stacked import StackedKeysValues, stack_keys_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,11 @@ class Model:
     def int8_unembedding(self) -> Int8Unembedding:
         """The int8 copy of the unembedding, made when it is first used."""
         return quantize_unembedding(unembedding(self.config, self.params))
+
+    @functools.cached_property
+    def stacked_keys_values(self) -> StackedKeysValues:
+        """The key and value weights of all decoder layers in one array, made when they are first used."""
+        return stack_keys_values(self.params)
 
     @functools.cached_property
     def fingerprint(self) -> str:

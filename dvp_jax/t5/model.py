@@ -132,7 +132,7 @@ class _Encoder(nn.Module):
                     table, positions, positions, len(positions), self.config, bidirectional=True
                 )
             hidden = layer(hidden, bias)
-        return self.dropout(self.final_norm(hidden))
+        return self.dropout(self.final_norm(hidden).value)
 
 
 class _Decoder(nn.Module):
@@ -175,7 +175,7 @@ class _Decoder(nn.Module):
         self, hidden: Float[Array, "*depths batch target d_model"]
     ) -> Float[Array, "*depths batch target d_model"]:
         """The decoder's final norm, which reads the residual stream of any depth."""
-        return self.dropout(self.final_norm(hidden))
+        return self.dropout(self.final_norm(hidden).value)
 
 
 def has_relative_bias(config: T5Config, index: int) -> bool:

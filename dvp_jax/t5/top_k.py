@@ -27,6 +27,8 @@ def top_k(
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
+        if jax.default_backend() == "gpu" and k > _OWN_KERNEL and _block_size(k) * k < values.shape[1]:
+            return _top_k_by_blocks(values, k)
         # The barrier keeps XLA from turning a top-k whose columns are sliced apart into a sort of the row, which
         # is a hundred times slower.
         largest, indices = lax.optimization_barrier(lax.top_k(values, k))
@@ -50,6 +52,37 @@ def top_k(
         merge_parts, in_specs=PartitionSpec(rows, axis), out_specs=PartitionSpec(rows), check_vma=False
     )
     return on_mesh(jnp.pad(values, padding, constant_values=-jnp.inf))
+
+
+_OWN_KERNEL = 16
+"""Up to this k, XLA has a kernel of its own on a GPU. Beyond, it sorts the whole row."""
+_MOST_SORTED = 8192
+"""How many values to sort at once."""
+
+
+def _block_size(k: int) -> int:
+    return max(1, _MOST_SORTED // k)
+
+
+def _top_k_by_blocks(
+    values: Float[Array, "batch size"], k: int
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """The exact top k from the k blocks with the largest maxima: sorts of thousands instead of the whole row.
+
+    Fewer than k blocks have a maximum above the k-th largest value. Among blocks whose maximum equals it, the ones
+    with the smaller indices are chosen, and each holds at least one such value. So the chosen blocks hold the k
+    largest values, and of equal values those with the smallest indices.
+    """
+    batch, size = values.shape
+    block = _block_size(k)
+    padded = jnp.pad(values, ((0, 0), (0, -size % block)), constant_values=-jnp.inf)
+    blocks = padded.reshape(batch, -1, block)
+    _, chosen = lax.top_k(jnp.max(blocks, axis=-1), k)
+    chosen = jnp.sort(chosen, axis=-1)  # so that of equal values the smaller index still comes first
+    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(batch, -1)
+    largest, positions = lax.top_k(candidates, k)
+    indices = jnp.take_along_axis(chosen, positions // block, axis=1) * block + positions % block
+    return lax.optimization_barrier((largest, indices))
 
 
 def _top_k_of_part(values: Array, k: int) -> tuple[Array, Array]:

@@ -49,10 +49,10 @@ def assert_equals_reference(out, **fields):
         assert out.exit_layers[row, :length].tolist() == expected.exit_layers
 
 
-@pytest.mark.parametrize("loop", ["cond", "while"])
-def test_a_policy_of_ones_own_decodes(loop):
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_policy_of_ones_own_decodes(every):
     policy = EvenDepths(num_layers=4, min_exit_layer=1)
-    cfg = dvp_jax.DecodeConfig(method=policy, max_new_tokens=8, threshold=0.3, layer_loop=loop)
+    cfg = dvp_jax.DecodeConfig(method=policy, max_new_tokens=8, threshold=0.3, branch_every=every)
     out = generate(cfg)
     # A threshold of 1 never exits.
     assert_equals_reference(

@@ -37,13 +37,13 @@ def test_lengths_within_a_bucket_share_one_program():
     assert sizes[1] == compiled[1] + 1 and sizes[0] <= compiled[0] + 1
 
 
-@pytest.mark.parametrize(("loop", "rows"), [("cond", 1), ("while", 1), ("cond", 4)])
+@pytest.mark.parametrize(("every", "rows"), [(1, 1), (3, 1), (1, 4)])
 @pytest.mark.parametrize("method", ["full", "calm", "dvp"])
-def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, loop, rows):
+def test_no_weight_is_copied_or_transposed_in_the_compiled_program(method, every, rows):
     # Dimensions that nothing but weights has.
     _, model = both("t5", vocab_size=1009, d_model=96, d_kv=20, d_ff=264, num_heads=5)
     ids = np.full((rows, 20), 3)
-    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, layer_loop=loop, unembedding="float")
+    cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=16, branch_every=every, unembedding="float")
     lowered, _ = lower_decode(model, encode(model, ids, np.ones_like(ids)), cfg)
     hlo = lowered.compile().as_text()
     matrices = [leaf for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2 and leaf.size > 1000]

@@ -39,10 +39,14 @@ def decode_settings(draw):
         fields["decay_temperature"] = draw(st.sampled_from([None, None, 0.0, 4.0]))
     if method in ("calm", "dvp", "oracle", "shallow_deep"):
         fields["min_exit_layer"] = draw(st.integers(1, num_layers - (method == "shallow_deep")))
+    first = fields.get("min_exit_layer")
+    if method in ("calm", "dvp", "oracle"):
+        fields["exit_depths"] = draw(st.sampled_from([None, None, 2, (2, 4), (3,), (1, 3)]))
+        first = min(fields["exit_depths"]) if isinstance(fields["exit_depths"], tuple) else first
     if method == "oracle":
         fields["oracle_states"] = draw(st.sampled_from(["own", "full"]))
     if method == "dvp":
-        fields["prune_layer"] = draw(st.integers(1, min(fields["min_exit_layer"], num_layers - 1)))
+        fields["prune_layer"] = draw(st.integers(1, min(first, num_layers - 1)))
         fields["prune_size"] = draw(st.sampled_from([1, 2, 5, 40, 211]))
         fields["final_vocab"] = draw(st.sampled_from(["full", "pruned"]))
         fields["prune_rule"] = draw(st.sampled_from(["fixed", "mass", "decay"]))
@@ -79,9 +83,9 @@ def test_tokens_and_exits_equal_the_reference(data):
     prompt = data.draw(st.lists(st.integers(2, 210), min_size=1, max_size=20))
     expected = reference_decode(peer, prompt, **fields, classifier=classifier)
     assume(expected.margin > TIE)
-    loop = data.draw(st.sampled_from(["cond", "while"]))
+    every = data.draw(st.sampled_from([1, 2, 3]))
     ids = np.array([prompt])
-    cfg = dvp_jax.DecodeConfig(**fields, layer_loop=loop)
+    cfg = dvp_jax.DecodeConfig(**fields, branch_every=every)
     assert_equal_to_reference(dvp_jax.generate(model, ids, np.ones_like(ids), cfg), 0, expected)
 
 

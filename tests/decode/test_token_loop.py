@@ -31,10 +31,10 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 @given(
     rows=prompts,
     cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), SHALLOW]),
-    loop=st.sampled_from(["cond", "while"]),
+    every=st.sampled_from([1, 3]),
 )
-def test_threshold_one_never_exits(rows, cfg, loop):
-    never = dataclasses.replace(cfg, threshold=1.0, layer_loop=loop)
+def test_threshold_one_never_exits(rows, cfg, every):
+    never = dataclasses.replace(cfg, threshold=1.0, branch_every=every)
     assert_same(run(rows, never), run(rows, dataclasses.replace(cfg, method="full")))
 
 

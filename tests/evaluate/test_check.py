@@ -81,8 +81,8 @@ def test_check_model_runs_every_method_in_every_way(check_with):
     for method in ("full", "calm", "dvp"):
         changed = dataclasses.replace(CHECKED, method=method)
         assert changed in batches and alone[changed] == 2
-        for loop in ("while", "cond"):
-            assert dataclasses.replace(changed, layer_loop=loop) in batches
+        for every in (3, 1):
+            assert dataclasses.replace(changed, branch_every=every) in batches
     for method in ("calm", "dvp"):
         assert dataclasses.replace(CHECKED, method=method, threshold=1.0) in batches
     assert dataclasses.replace(CHECKED, method="dvp", prune_size=VOCAB_SIZE) in batches
@@ -96,9 +96,9 @@ def test_check_model_runs_every_method_in_every_way(check_with):
         ("calm, threshold 1", {"method": "calm", "threshold": 1.0}),
         ("dvp, threshold 1", {"method": "dvp", "threshold": 1.0}),
         ("prune_size V", {"method": "dvp", "prune_size": VOCAB_SIZE}),
-        ("full, layer_loop", {"method": "full", "layer_loop": "while"}),
-        ("calm, layer_loop", {"method": "calm", "layer_loop": "cond"}),
-        ("dvp, layer_loop", {"method": "dvp", "layer_loop": "while"}),
+        ("full, branch_every", {"method": "full", "branch_every": 3}),
+        ("calm, branch_every", {"method": "calm", "branch_every": 1}),
+        ("dvp, branch_every", {"method": "dvp", "branch_every": 3}),
     ],
 )
 def test_check_model_names_row_and_position_of_another_token(check_with, part, fields):
@@ -128,7 +128,7 @@ def test_check_model_names_row_and_position_of_another_token(check_with, part, f
 def test_check_model_compares_with_the_right_decode(check_with, fields, parts):
     def batch(ids, cfg):
         fits = all(getattr(cfg, name) == value for name, value in fields.items())
-        return fits and len(ids) == 2 and cfg.layer_loop == "auto"
+        return fits and len(ids) == 2 and cfg.branch_every is None
 
     differing, _ = check_with(batch, [("tokens", 1, 1, 599)])
     assert [part for part in parts if any(part in name for name in differing)] == parts

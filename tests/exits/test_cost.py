@@ -133,6 +133,17 @@ def test_the_real_count_is_that_of_the_products_computed(exit_layer, prune_layer
         assert paper_confidence_flops(exits, policy, CONFIG).tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    ("exit_depths", "asked"),
+    [(2, {2: 1, 3: 1, 4: 2, 6: 2}), ((1, 5), {1: 1, 2: 1, 5: 2, 6: 2}), ((3, L), {3: 1, 5: 1, 6: 1})],
+)
+def test_only_chosen_depths_are_asked(exit_depths, asked):
+    calm = CALM(L, "softmax_diff", 2, exit_depths=exit_depths)
+    for exit_layer, times in asked.items():
+        products = times + (exit_layer == L)
+        assert unembedding_flops(np.array([exit_layer]), calm, CONFIG).tolist() == [2 * D * V * products]
+
+
 def test_layer_flops_count_every_product_once():
     inner, source = 12, 10
     products = {

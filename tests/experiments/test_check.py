@@ -20,7 +20,14 @@ def test_check_finds_the_tiny_model_the_same_in_every_way(shallow):
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
     assert all(line.startswith("same ") for line in lines)
-    for pair in ("teacher-forced", "static", "calm, threshold 1", "dvp, threshold 1", "prune_size V", "while"):
+    for pair in (
+        "teacher-forced",
+        "static",
+        "calm, threshold 1",
+        "dvp, threshold 1",
+        "prune_size V",
+        "branch_every",
+    ):
         assert any(pair in line for line in lines)
     assert sum("alone" in line for line in lines) == 3
 

@@ -52,7 +52,7 @@ def results(folder):
 
 
 def assert_equal_to_reference(peer, out, name):
-    fields = {key: value for key, value in SETTINGS[name].items() if key != "layer_loop"}
+    fields = {key: value for key, value in SETTINGS[name].items() if key != "branch_every"}
     classifier = torch.from_numpy(CLASSIFIER[0]), float(CLASSIFIER[1])
     for row, prompt in enumerate(PROMPTS):
         expected = reference_decode(peer, prompt, **fields, classifier=classifier)
