@@ -206,6 +206,10 @@ def init_params(config: T5Config, key: Array, dtype: jnp.dtype = jnp.float32) ->
     Returns:
         Parameters in the layout of this module's docstring.
     """
-    ids = jnp.zeros((1, 1), jnp.int32)
-    params = jax.jit(T5(config).init)(key, ids, ids == 0, ids)["params"]
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    ids, mask = (jax.ShapeDtypeStruct((1, 1), kind) for kind in (jnp.int32, jnp.bool))
+    # Only the parameters are computed, one after the other, so that equal shapes share a program. One program for
+    # all of T5-large takes minutes to compile.
+    leaves, structure = jax.tree.flatten(T5(config).lazy_init(key, ids, mask, ids)["params"])
+    for index in range(len(leaves)):  # in place, so that the float32 leaf is freed before the next one is cast
+        leaves[index] = leaves[index].astype(dtype)
+    return jax.tree.unflatten(structure, leaves)
