@@ -18,11 +18,12 @@ from dvp_jax.decode.token_loop import Decoded, decode_tokens
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
 from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import threshold_schedule
+from dvp_jax.t5.backend import backend
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params
-from dvp_jax.t5.sharding import place, place_rows, round_up_rows, to_host, use_mesh
+from dvp_jax.t5.sharding import place, place_rows, round_up_rows, to_host
 from dvp_jax.t5.stacked import stacking_pays
 
 
@@ -70,7 +71,8 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, row
     padding = ((0, padded_rows - count), (0, source_bucket(length) - length))
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
     ids, mask, active = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
-    return Encoded(_encode(model.config, model.params, ids, mask), mask, active)
+    with model.context():
+        return Encoded(_encode(model.config, model.params, ids, mask), mask, active)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -102,7 +104,7 @@ def decode(
         ValueError: cfg does not fit the model, or thresholds has another shape.
     """
     program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-    with use_mesh(model.mesh):
+    with model.context():
         return decode_tokens(program, inputs)
 
 
@@ -114,7 +116,7 @@ def lower_decode(
     Args and Raises as `decode`.
     """
     program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-    with use_mesh(model.mesh):
+    with model.context():
         return decode_tokens.lower(program, inputs), inputs
 
 
@@ -129,11 +131,11 @@ def decode_arguments(
         thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
     elif thresholds.shape != (cfg.max_new_tokens, num_layers):
         raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
-    reads_int8 = model.mesh is None and cfg.reads_int8(policy, jax.default_backend(), encoded.active.shape[0])
+    reads_int8 = model.mesh is None and cfg.reads_int8(policy, backend(), encoded.active.shape[0])
     int8 = model.int8_unembedding if reads_int8 else None
-    stacks = model.mesh is None and policy.propagates_state and stacking_pays(jax.default_backend())
+    stacks = model.mesh is None and policy.propagates_state and stacking_pays(backend())
     stacked = model.stacked_keys_values if stacks and policy.first_exit < policy.last_depth else None
-    every = cfg.branch_every or branch_every(jax.default_backend(), policy.last_depth - policy.first_exit)
+    every = cfg.branch_every or branch_every(backend(), policy.last_depth - policy.first_exit)
     program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every)
     return program, DecodeInputs(model.params, int8, stacked, encoded, place(model.mesh, thresholds))
 
@@ -179,7 +181,9 @@ def teacher_forced_logits(
         raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(ids)}, as input_ids")
     padding = ((0, round_up_rows(model.mesh, len(ids)) - len(ids)), (0, 0))
     placed = place_rows(model.mesh, tuple(np.pad(x, padding) for x in (ids, mask, targets)))
-    return _forward(model.config, model.params, *placed)[: len(ids)]
+    with model.context():
+        logits = _forward(model.config, model.params, *placed)
+    return logits[: len(ids)]
 
 
 @partial(jax.jit, static_argnums=0)

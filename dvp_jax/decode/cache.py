@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -125,6 +126,7 @@ class CachedDecoder:
             return own
         return lax.dynamic_update_slice_in_dim(self.block_so_far(depth), own, self.column, axis=3)
 
+    @jax.named_scope("propagate")
     def propagate(self, depth: int, hidden: Float[Array, "batch d_model"]) -> list[Block]:
         """State propagation: the blocks of the layers after `depth`, all from the same h_e.
 
@@ -182,6 +184,7 @@ class CachedDecoder:
         here = (jnp.arange(self._columns) == self._block_start)[:, None]  # (columns, 1)
         return jnp.where(here, block, ring)
 
+    @jax.named_scope("cache")
     def updated_cache(
         self, exit_state: Float[Array, "batch d_model"], num_ran: Int[Array, ""] | int, blocks: list[Block]
     ) -> KVCache:

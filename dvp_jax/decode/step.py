@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
@@ -41,11 +42,13 @@ def decode_token(
     heads = full = full_heads(program.config, inputs.params, inputs.int8)
 
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
-        hidden, block = decoder.run(depth, state.hidden)
-        state = state.after_layer(depth, hidden)
+        with jax.named_scope(f"layer_{depth}"):
+            hidden, block = decoder.run(depth, state.hidden)
+            state = state.after_layer(depth, hidden)
         if depth in policy.candidates:
-            decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
-            state = dataclasses.replace(state.exit(decision), kept=decision.kept)
+            with jax.named_scope(f"question_{depth}"):
+                decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
+                state = dataclasses.replace(state.exit(decision), kept=decision.kept)
         return state, block
 
     # Up to the first exit every layer runs, and the policy may prune the vocabulary.
@@ -54,10 +57,12 @@ def decode_token(
     for depth in range(1, policy.first_exit + 1):
         state, block = run_layer(heads, depth, state)
         blocks.append(block)
-        pruned = policy.prune(state.output(depth), heads.vocabulary)
+        with jax.named_scope(f"prune_{depth}"):
+            pruned = policy.prune(state.output(depth), heads.vocabulary)
         if pruned is not heads.vocabulary:
             heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, kept=pruned.kept)
 
+    @jax.named_scope("read_final")
     def read_final(state: DepthState) -> DepthState:
         return state.exit(policy.read_final(state.output(policy.last_depth), full, _masked(heads, state)))
 

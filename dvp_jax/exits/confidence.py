@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dvp_jax.t5.backend import backend
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.top_k import top_k
 
@@ -38,7 +39,7 @@ def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = Fals
     if logits.shape[-1] == 1:
         first = logits[:, 0]
         return Best(jnp.zeros(first.shape, jnp.int32), first, jnp.full_like(first, -jnp.inf), jnp.ones_like(first))
-    if jax.default_backend() != "cpu" and jax.sharding.get_abstract_mesh().empty:
+    if backend() != "cpu" and jax.sharding.get_abstract_mesh().empty:
         return _best_two_in_one_pass(logits)
     # On CPU this takes a third of the time of an argmax and a masked maximum.
     values, indices = top_k(logits, 2, full_vocabulary=full_vocabulary)

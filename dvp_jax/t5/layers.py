@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.t5.backend import backend
 from dvp_jax.t5.config import T5Config
 
 MASKED = -1e9
@@ -71,7 +72,7 @@ def linear(
     # An einsum, because XLA may transpose the weight in memory for `x @ weight.T`.
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     rows = x.astype(weight.dtype).reshape(-1, x.shape[-1])
-    if 1 < len(rows) <= _FEW_ROWS and jax.default_backend() == "cpu":
+    if 1 < len(rows) <= _FEW_ROWS and backend() == "cpu":
         # On CPU, XLA packs the right operand of a product at each call, which is slow for a large one. So the
         # weight is the left operand here, and barriers keep XLA from swapping the two (docs/performance.md).
         keep = jax.lax.optimization_barrier

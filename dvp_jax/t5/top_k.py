@@ -8,6 +8,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from dvp_jax.t5.backend import backend
+
 
 def top_k(
     values: Float[Array, "batch size"], k: int, *, full_vocabulary: bool = False
@@ -27,7 +29,7 @@ def top_k(
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        if jax.default_backend() == "gpu" and k > _OWN_KERNEL and _block_size(k) * k < values.shape[1]:
+        if backend() == "gpu" and k > _OWN_KERNEL and _block_size(k) * k < values.shape[1]:
             return _top_k_by_blocks(values, k)
         # The barrier keeps XLA from turning a top-k whose columns are sliced apart into a sort of the row, which
         # is a hundred times slower.
