@@ -13,6 +13,7 @@ import numpy as np
 
 from dvp_jax.report.table import Table
 from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.load import use_precision
 from dvp_jax.t5.model import init_params
 from dvp_jax.train.batches import Batch
 from dvp_jax.train.trainer import TrainConfig, TrainState, train_step
@@ -40,7 +41,10 @@ def compare_losses(
     cfgs = {loss: TrainConfig(steps=1000, batch_size=batch, loss=loss) for loss in losses}
     examples = random_batch(config.vocab_size, batch, source_length, target_length)
     state = jax.eval_shape(lambda key: new_state(config, cfgs[losses[0]], key), jax.random.key(0))
-    programs = {loss: train_step.lower(config, cfg, state, examples).compile() for loss, cfg in cfgs.items()}
+    programs = {}
+    for loss, cfg in cfgs.items():
+        with use_precision(None, cfg.dtype):  # as `train` does
+            programs[loss] = train_step.lower(config, cfg, state, examples).compile()
     memory = {loss: peak_bytes(program) for loss, program in programs.items()}
     rows = []
     for loss, cfg in cfgs.items():

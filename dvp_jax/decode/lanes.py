@@ -20,7 +20,7 @@ from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import GeneratedText, pad_rows, to_text
 from dvp_jax.decode.token_loop import DecodeState, initial_state, next_position, next_token
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.sharding import place_rows, to_host, use_mesh
+from dvp_jax.t5.sharding import place_rows, to_host
 
 
 @struct.dataclass
@@ -159,7 +159,7 @@ class Lane:
         is_asked_for = len(self.waiting) + len(self._prefilled) > 0
         stop_at_ended = num_free + max(1, num_slots // 8) if is_asked_for else num_slots
         inputs = dataclasses.replace(self._inputs, encoded=self._slots.encoded)
-        with use_mesh(self._model.mesh):
+        with self._model.context():
             state, counts = _advance(self._program, inputs, self._slots.state, max_steps, stop_at_ended)
         self._slots = dataclasses.replace(self._slots, state=state)
         return self._collect(state), counts

@@ -27,7 +27,6 @@ from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.layers import MASKED, Segment, padding_bias, relative_bias
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.model import T5, Params, embed, has_relative_bias
-from dvp_jax.t5.sharding import use_mesh
 
 _ROWS = 128
 """Tokens whose logits are in memory at once."""
@@ -71,7 +70,7 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
         exit_layers = np.full_like(exit_layers, policy.last_depth)
     padding = ((0, num_rows - len(tokens)), (0, 0))
     padded = np.pad(tokens, padding), np.pad(exit_layers, padding)
-    with use_mesh(model.mesh):
+    with model.context():
         traced = _trace(model.config, policy, model.params, encoded, *padded)
     return jax.tree.map(lambda x: x[: len(tokens)], traced)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ from dvp_jax.t5.hugging_face import (
 )
 from dvp_jax.t5.int8 import Int8Unembedding, quantize_unembedding
 from dvp_jax.t5.model import Params, unembedding
-from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, spans_processes
+from dvp_jax.t5.sharding import check_mesh, pad_vocabulary, place, spans_processes, use_mesh
 from dvp_jax.t5.stacked import StackedKeysValues, stack_keys_values
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
 FORMATS = ("huggingface", "orbax")
+PRECISIONS = ("default", "high", "highest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,28 @@ class Model:
         params: laid out as `dvp_jax.t5.model` says.
         tokenizer: None if the checkpoint has none. Functions that take or return text need one.
         mesh: the devices that hold the parameters; None for the default device.
+        precision: of the matrix products, one of JAX's names in `PRECISIONS`. On a GPU or TPU, "default" rounds
+            float32 factors to fewer bits, which changes some generated tokens. On a CPU all are the same. None
+            takes "highest" for float32, and JAX's own setting for bfloat16, whose products are exact.
+
+    Raises:
+        ValueError: unknown precision.
     """
 
     config: T5Config
     params: Params
     tokenizer: PreTrainedTokenizerBase | None = None
     mesh: Mesh | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """A context in which traced programs are for the model's mesh and multiply at its precision."""
+        with use_mesh(self.mesh), use_precision(self.precision, self.params["shared"].dtype):
+            yield
 
     @functools.cached_property
     def int8_unembedding(self) -> Int8Unembedding:
@@ -85,8 +104,31 @@ class Model:
         return hashed.hexdigest()
 
 
+def check_precision(precision: str | None) -> None:
+    """Raises ValueError unless the precision is None or one of `PRECISIONS`."""
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; allowed: None, {', '.join(PRECISIONS)}")
+
+
+def use_precision(precision: str | None, dtype: jnp.dtype | str) -> contextlib.AbstractContextManager[object]:
+    """A context in which traced programs multiply at a precision.
+
+    Args:
+        precision: as `Model.precision`.
+        dtype: of the factors.
+    """
+    if precision is None and jnp.dtype(dtype) == jnp.float32:
+        precision = "highest"
+    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision)
+
+
 def load_model(
-    path: str | Path, dtype: str = "float32", *, progress: bool = False, mesh: Mesh | None = None
+    path: str | Path,
+    dtype: str = "float32",
+    *,
+    progress: bool = False,
+    mesh: Mesh | None = None,
+    precision: str | None = None,
 ) -> Model:
     """Loads a T5, T5 1.1, Flan-T5, mT5 or UMT5 checkpoint.
 
@@ -98,17 +140,20 @@ def load_model(
         mesh: devices to divide the parameters over, with the axes "data" and "model" (`dvp_jax.t5.sharding`).
             Each process reads the shards of its own devices. Decoding and training then use the mesh. If it has
             devices of several processes, all of them must make the same calls.
+        precision: of the matrix products: "default", "high" or "highest". None takes "highest" for float32
+            (`Model.precision`).
 
     Returns:
         The model. Its parameters have the key "meta" if the folder has an exit classifier.
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
-        ValueError: unknown dtype, a damaged file, tensors that do not fit config.json (all are listed), NaN
-            or infinite weights, another model type, a mesh that does not fit the model.
+        ValueError: unknown dtype or precision, a damaged file, tensors that do not fit config.json (all are
+            listed), NaN or infinite weights, another model type, a mesh that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    check_precision(precision)
     folder = Path(path) if Path(path).is_dir() else _download(str(path))
 
     def progress_bar(items: Any) -> Any:
@@ -122,7 +167,7 @@ def load_model(
         config, params = read_checkpoint(folder, dtype, progress_bar, mesh)
     if (folder / META_FILE).is_file():
         params["meta"] = place(mesh, read_meta(folder, config))
-    return Model(config, params, load_tokenizer(folder), mesh)
+    return Model(config, params, load_tokenizer(folder), mesh, precision)
 
 
 def shard_model(model: Model, mesh: Mesh | None) -> Model:

@@ -137,7 +137,10 @@ def train_meta(
     optimizer = optax.adam(learning_rate)
     state = optimizer.init(meta)
     for step in tqdm(range(1, steps + 1), desc="meta classifier", unit="step"):
-        meta, state, value = _step(model.config, optimizer, loss, model.params, meta, state, batches.at(step - 1))
+        with model.context():
+            meta, state, value = _step(
+                model.config, optimizer, loss, model.params, meta, state, batches.at(step - 1)
+            )
         if not np.isfinite(value):
             raise ValueError(f"step {step}: the loss is {float(value)}; a lower learning_rate may help")
     return dataclasses.replace(model, params={**model.params, "meta": meta})
@@ -149,8 +152,8 @@ def validate_meta(model: Model, batches: Batches) -> dict[str, list[float]]:
     Returns:
         "agreement" and "accuracy", in [0, 1], as lists over the depths 1..L-1.
     """
-    counts = [
-        np.asarray(_counts(model.config, model.params, model.params["meta"], batch)) for batch in batches.once()
-    ]
+    meta = model.params["meta"]
+    with model.context():
+        counts = [np.asarray(_counts(model.config, model.params, meta, batch)) for batch in batches.once()]
     tokens, agree, right = np.sum(counts, axis=0)
     return {"agreement": (agree / tokens).tolist(), "accuracy": (right / tokens).tolist()}

@@ -23,7 +23,7 @@ from dvp_jax.runs import processes
 from dvp_jax.runs.files import write_whole
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import DTYPES
-from dvp_jax.t5.load import Model
+from dvp_jax.t5.load import Model, use_precision
 from dvp_jax.t5.model import T5, Params, unembedding
 from dvp_jax.t5.sharding import place, round_up_rows, shardings
 from dvp_jax.train.batches import Batch, Batches, shift_right
@@ -322,7 +322,9 @@ def train(
             unit="step",
         )
         for step in bar:
-            state, metrics = train_step(config, cfg, state, train_batches.at(step - 1))
+            batch = train_batches.at(step - 1)
+            with use_precision(model.precision, cfg.dtype):
+                state, metrics = train_step(config, cfg, state, batch)
             unchecked.append((step, metrics))
             saves = step % cfg.checkpoint_every == 0 or step == cfg.steps
             if saves or step % cfg.log_every == 0:
@@ -333,7 +335,8 @@ def train(
             if saves:
                 validation_loss = None
                 if validation_batches is not None:
-                    validation_loss = _validate(config, cfg, state.params, validation_batches, log, step)
+                    with use_precision(model.precision, jnp.float32):  # the parameters' dtype, whatever cfg.dtype
+                        validation_loss = _validate(config, cfg, state.params, validation_batches, log, step)
                 checkpoints.save(step, state, validation_loss)
         checkpoints.wait()
         best_step = checkpoints.best()

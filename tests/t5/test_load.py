@@ -1,0 +1,145 @@
+"""The precision of a model's matrix products, read from the programs: a CPU ignores it."""
+
+import dataclasses
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dvp_jax
+from dvp_jax.decode import api, lanes, trace
+from dvp_jax.decode.api import encode, lower_decode
+from dvp_jax.train import meta, trainer
+from dvp_jax.train.batches import Batch
+from tests.models import random_model, save
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+MODEL = ("t5.1.1", 0)
+IDS = np.array([[3, 4, 5, 1]])
+MASK = np.ones_like(IDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(random_model(*MODEL, num_layers=1, num_decoder_layers=3), tmp_path_factory.mktemp("model"))
+
+
+def precisions(text):
+    """The precision of each matrix product of a program in StableHLO: that of its two factors."""
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    return {tuple(re.search(r"precision = \[(\w+), (\w+)\]", line).groups()) for line in products}
+
+
+def decode_precisions(model, **fields):
+    cfg = dvp_jax.DecodeConfig(max_new_tokens=4, prune_size=20, **fields)
+    return precisions(lower_decode(model, encode(model, IDS, MASK), cfg)[0].as_text())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [
+        ("float32", None, "HIGHEST"),
+        ("float32", "highest", "HIGHEST"),
+        ("float32", "high", "HIGH"),
+        ("float32", "default", "DEFAULT"),
+        ("bfloat16", None, "DEFAULT"),
+        ("bfloat16", "highest", "HIGHEST"),
+    ],
+)
+def test_decoding_multiplies_at_the_models_precision(folder, dtype, precision, expected):
+    model = dvp_jax.load_model(folder, dtype, precision=precision)
+    assert decode_precisions(model, method="dvp") == {(expected, expected)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "full"},
+        {"method": "calm"},
+        {"method": "dvp", "unembedding": "int8"},
+        {"method": "shallow_deep"},
+        {"method": "oracle"},
+    ],
+    ids=str,
+)
+def test_every_product_of_every_method_is_at_full_precision(folder, fields):
+    assert decode_precisions(dvp_jax.load_model(folder), **fields) == {("HIGHEST", "HIGHEST")}
+
+
+def lowered_texts(monkeypatch, module, name):
+    """The programs that a module's jitted function is called with from now on, in StableHLO."""
+    texts, jitted = [], getattr(module, name)
+
+    def call(*args):
+        texts.append(jitted.lower(*args).as_text())
+        return jitted(*args)
+
+    monkeypatch.setattr(module, name, call)
+    return texts
+
+
+def test_encoder_and_teacher_forcing_multiply_at_full_precision(folder, monkeypatch):
+    model = dvp_jax.load_model(folder)
+    encoders, forward_passes = (lowered_texts(monkeypatch, api, name) for name in ("_encode", "_forward"))
+    encode(model, IDS, MASK)
+    dvp_jax.teacher_forced_logits(model, IDS, MASK, IDS)
+    assert precisions(encoders[0]) == precisions(forward_passes[0]) == {("HIGHEST", "HIGHEST")}
+
+
+def test_traces_multiply_at_full_precision(folder, monkeypatch):
+    model = dvp_jax.load_model(folder)
+    texts = lowered_texts(monkeypatch, trace, "_trace")
+    cfg = dvp_jax.DecodeConfig(max_new_tokens=4, prune_size=20)
+    trace.trace(model, encode(model, IDS, MASK), IDS, np.full_like(IDS, 2), cfg)
+    assert precisions(texts[0]) == {("HIGHEST", "HIGHEST")}
+
+
+def test_the_engine_multiplies_at_full_precision(folder, monkeypatch):
+    model = dvp_jax.load_model(folder)
+    texts = lowered_texts(monkeypatch, lanes, "_advance")
+    engine = dvp_jax.Engine(model, dvp_jax.DecodeConfig(max_new_tokens=2, prune_size=20), slots=1)
+    list(engine.run([IDS[0].tolist()]))
+    assert precisions(texts[0]) == {("HIGHEST", "HIGHEST")}
+
+
+class OneBatch:
+    """The same source and target at every step."""
+
+    def at(self, index):
+        return Batch(*map(jnp.asarray, (IDS, MASK > 0, IDS, MASK > 0)))
+
+    def once(self):
+        return [self.at(0)]
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_training_multiplies_at_full_precision_in_float32_only(folder, tmp_path, monkeypatch, dtype, expected):
+    steps, validations = (lowered_texts(monkeypatch, trainer, name) for name in ("train_step", "_validation_sums"))
+    cfg = trainer.TrainConfig(steps=1, batch_size=1, dtype=dtype)
+    trainer.train(dvp_jax.load_model(folder), OneBatch(), OneBatch(), cfg, tmp_path)
+    assert precisions(steps[0]) == {(expected, expected)}
+    assert precisions(validations[0]) == {("HIGHEST", "HIGHEST")}  # in float32 in any case
+
+
+def test_the_meta_classifier_learns_at_full_precision(folder, monkeypatch):
+    steps, counts = (lowered_texts(monkeypatch, meta, name) for name in ("_step", "_counts"))
+    meta.validate_meta(meta.train_meta(dvp_jax.load_model(folder), OneBatch(), steps=1), OneBatch())
+    assert precisions(steps[0]) == precisions(counts[0]) == {("HIGHEST", "HIGHEST")}
+
+
+@pytest.mark.parametrize("precision", ["exact", "HIGHEST", ""])
+def test_an_unknown_precision_is_refused(folder, precision):
+    message = f"precision is '{precision}'; allowed: None, default, high, highest"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        dvp_jax.load_model(folder, precision=precision)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        dataclasses.replace(dvp_jax.load_model(folder), precision=precision)
+
+
+def test_a_precision_does_not_outlast_the_call(folder):
+    model = dvp_jax.load_model(folder, "bfloat16")
+    encode(dvp_jax.load_model(folder), IDS, MASK)
+    assert decode_precisions(model, method="full") == {("DEFAULT", "DEFAULT")}
