@@ -1,0 +1,313 @@
+"""Compiles a decode program for a device that is not there, and counts what one token takes on it.
+
+    python -m scripts.device_program --device=h200 --shape=t5-large --method=dvp --exit=12,24
+
+Needs the extra "cuda" or "tpu", but no such device, and makes no weights. For each depth at which all rows exit,
+prints kernels by part, copies, sorts, conditionals, host round trips, bytes to read, and a *modelled* time: what
+these counts cost by a model that was fitted to one device and one shape. Nothing here is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import struct, traverse_util
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dvp_jax.bench.device_program import (
+    DEVICES,
+    H200_TARGET,
+    PARTS,
+    Device,
+    TokenCounts,
+    count_token,
+    parse,
+)
+from dvp_jax.decode.api import decode_arguments
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.lanes import _advance
+from dvp_jax.decode.layer_loop import grouped
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
+from dvp_jax.decode.token_loop import decode_tokens, initial_state
+from dvp_jax.exits.cost import bytes_per_token
+from dvp_jax.report.table import Table
+from dvp_jax.runs import launch
+from dvp_jax.t5.backend import tracing_for
+from dvp_jax.t5.config import SHAPES, T5Config
+from dvp_jax.t5.hugging_face import parameter_targets
+from dvp_jax.t5.load import Model
+from dvp_jax.t5.sharding import AXES, check_mesh
+
+METHODS = ("full", "static", "calm", "dvp")
+
+_DEVICE = flags.DEFINE_string("device", "h200", f"The device to compile for: {', '.join(DEVICES)}.")
+_SHAPE = flags.DEFINE_enum("shape", "t5-large", list(SHAPES), "The shape of the model.")
+_LAYERS = flags.DEFINE_integer("layers", None, "Decoder layers, instead of the shape's own.")
+_METHOD = flags.DEFINE_enum("method", "dvp", METHODS, "The method of decoding.")
+_EXIT = flags.DEFINE_list("exit", [], "Depths at which all rows exit. Default: the last one.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the weights.")
+_EXIT_DEPTHS = flags.DEFINE_list(
+    "exit_depths", [], "Depths that are asked; one number n: every n-th. Default: all."
+)
+_BRANCH_EVERY = flags.DEFINE_integer("branch_every", None, "Layers between branches. Default: the device's.")
+_SOURCE_LENGTH = flags.DEFINE_integer("source_length", 256, "Tokens of each source.", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "The most tokens to generate.", lower_bound=1)
+_MESH = flags.DEFINE_list("mesh", [], "Sizes of the axes data and model, for v5e. Default: one device.")
+_ENGINE = flags.DEFINE_boolean("engine", False, "Compile the engine's step, with --batch slots.")
+_JSON = flags.DEFINE_string("json", None, "Write the counts to this file, too.")
+
+
+@struct.dataclass
+class _Arguments:
+    program: DecodeProgram = struct.field(pytree_node=False)
+    inputs: DecodeInputs
+
+
+def device_mesh(name: str, sizes: list[int]) -> Mesh:
+    """A mesh of devices that are not there.
+
+    Args:
+        name: of the device, a key of `DEVICES`.
+        sizes: of the axes "data" and "model".
+
+    Raises:
+        ValueError: an unknown device, or more devices than the compiler is told of.
+        ImportError: the compiler for the device is not installed.
+    """
+    if name not in DEVICES:
+        raise ValueError(f"device is {name!r}; allowed: {', '.join(DEVICES)}")
+    device = DEVICES[name]
+    try:
+        missing = importlib.util.find_spec(device.package) is None
+    except ModuleNotFoundError:  # the package that holds it
+        missing = True
+    if missing:
+        raise ImportError(f"device {name} needs the extra {device.extra!r}: pip install 'dvp-jax[{device.extra}]'")
+    most = 1 if name == "h200" else 4
+    if len(sizes) != 2 or min(sizes) < 1 or np.prod(sizes) > most:
+        raise ValueError(
+            f"mesh is {sizes}; allowed for {name}: two integers of at least 1, at most {most} devices"
+        )
+    # The compiler must not look for devices.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    if name == "h200":
+        options: dict[str, Any] = {"target_config": H200_TARGET, "topology": "1x1x1"}
+        topology = topologies.get_topology_desc(platform="cuda", topology_name="any", **options)
+    else:
+        options = {"chips_per_host_bounds": (2, 2, 1)}
+        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2x1", **options)
+    return Mesh(np.array(topology.devices[: np.prod(sizes)]).reshape(sizes), AXES, (AxisType.Auto,) * 2)
+
+
+def compile_decode(
+    mesh: Mesh, config: T5Config, cfg: DecodeConfig, *, batch: int, source_length: int, dtype: str, engine: bool
+) -> tuple[DecodeProgram, jax.stages.Compiled]:
+    """Compiles the decode program of a model whose weights are never made.
+
+    Args:
+        mesh: from `device_mesh`.
+        config: the shape of the model.
+        cfg: how to decode.
+        batch: rows decoded together.
+        source_length: tokens of each source.
+        dtype: dtype of the weights.
+        engine: compile the engine's step instead of the loop over a batch's tokens.
+    """
+    is_divided = mesh.size > 1
+    if is_divided:
+        mesh = check_mesh(config, mesh)
+    config, targets = parameter_targets(config, dtype, mesh if is_divided else None)
+
+    def placed(tree: Any, *axes: str) -> Any:
+        sharding = NamedSharding(mesh, PartitionSpec(*axes) if is_divided else PartitionSpec())
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    params = traverse_util.unflatten_dict(targets)
+    params = params if is_divided else placed(params)
+    cross = jax.ShapeDtypeStruct((batch, config.num_heads, source_length, config.d_kv), jnp.dtype(dtype))
+    encoded = Encoded(
+        cross=placed([(cross, cross)] * config.num_decoder_layers, "data", "model"),
+        mask=placed(jax.ShapeDtypeStruct((batch, source_length), bool), "data"),
+        active=placed(jax.ShapeDtypeStruct((batch,), bool), "data"),
+    )
+
+    num_layers = config.num_decoder_layers
+
+    def arguments(params: Any, encoded: Encoded) -> _Arguments:
+        model = Model(config, params, mesh=mesh if is_divided else None)
+        thresholds = jnp.zeros((cfg.max_new_tokens, num_layers), jnp.float32)
+        program, inputs = decode_arguments(model, encoded, cfg, thresholds)
+        return _Arguments(program, dataclasses.replace(inputs, params=None, encoded=None))
+
+    made = jax.eval_shape(arguments, params, encoded)
+    program = made.program
+    inputs = dataclasses.replace(placed(made.inputs), params=params, encoded=encoded)
+    with Model(config, params, mesh=mesh if is_divided else None).context():
+        if not engine:
+            return program, decode_tokens.lower(program, inputs).compile()
+        state = placed(jax.eval_shape(partial(initial_state, program), encoded))
+        count = placed(jax.ShapeDtypeStruct((), jnp.int32))
+        return program, _advance.lower(program, inputs, state, count, count).compile()
+
+
+def exit_depths(cfg: DecodeConfig, config: T5Config, asked_for: list[int]) -> list[int]:
+    """The depths at which all rows are to exit: those asked for, or the last one.
+
+    Raises:
+        ValueError: no token can exit there.
+    """
+    policy = cfg.policy(config.num_decoder_layers, config.vocab_size)
+    allowed = [*policy.candidates, policy.last_depth]
+    for depth in asked_for:
+        if depth not in allowed:
+            raise ValueError(f"exit is {depth}; allowed with these settings: {', '.join(map(str, allowed))}")
+    return asked_for or [policy.last_depth]
+
+
+def describe(counts: TokenCounts, device: Device, num_bytes: float, exit_depth: int) -> dict[str, Any]:
+    """What one token takes, as it is written to JSON."""
+    kernels = counts.kernels.total()
+    round_trips = counts.callbacks + device.reads_predicates * (1 + counts.conditionals)
+    return {
+        "exit": exit_depth,
+        "kernels": kernels,
+        "kernels_by_part": {part: counts.kernels[part] for part in PARTS},
+        "kernels_by_layer": dict(sorted(counts.layers.items())),
+        "kernels_by_question": dict(sorted(counts.questions.items())),
+        "copies": len(counts.copies),
+        "largest_copy_bytes": max(counts.copies, default=0),
+        "sorts": counts.sorts,
+        "conditionals": counts.conditionals,
+        "collectives": counts.collectives,
+        "host_round_trips": round_trips,
+        "bytes": int(num_bytes),
+        "modelled": {
+            name: round(model.us(num_bytes, kernels, counts.conditionals)) for name, model in device.models.items()
+        },
+    }
+
+
+def table(tokens: list[dict[str, Any]]) -> Table:
+    """A column for each exit depth."""
+    counters = ["copies", "largest_copy_bytes", "conditionals", "collectives", "host_round_trips"]
+    rows = [["kernels", *(str(token["kernels"]) for token in tokens)]]
+    rows += [[f"- {part}", *(str(token["kernels_by_part"][part]) for token in tokens)] for part in PARTS]
+    for name, key in (("a layer", "kernels_by_layer"), ("a question", "kernels_by_question")):
+        rows.append([f"kernels of {name}", *(spread(token[key]) for token in tokens)])
+    rows += [[name.replace("_", " "), *(f"{token[name]:,}" for token in tokens)] for name in counters]
+    rows.append(["values sorted at once", *(", ".join(map(str, token["sorts"])) or "no sort" for token in tokens)])
+    rows.append(["MB to read", *(f"{token['bytes'] / 1e6:,.0f}" for token in tokens)])
+    rows += [[name, *(f"{token['modelled'][name]:,}" for token in tokens)] for name in tokens[0]["modelled"]]
+    return Table(["one token", *(f"exits at {token['exit']}" for token in tokens)], rows)
+
+
+def spread(kernels: dict[int, int]) -> str:
+    """Kernels of one depth: "12", or "11 to 13" where depths differ."""
+    if not kernels:
+        return ""
+    low, high = min(kernels.values()), max(kernels.values())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes that the program needs on one device."""
+    analysis: Any = compiled.memory_analysis()
+    return {
+        "arguments": analysis.argument_size_in_bytes,
+        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+    }
+
+
+def main() -> None:
+    """Prints the table."""
+    exits = _integers("exit", _EXIT.value)
+    config = SHAPES[_SHAPE.value]
+    if _LAYERS.value is not None:
+        config = dataclasses.replace(config, num_decoder_layers=_LAYERS.value)
+    asked = _integers("exit_depths", _EXIT_DEPTHS.value)
+    if _METHOD.value == "static" and len(exits) != 1:
+        raise ValueError(f"exit is {exits}; allowed with method static: one depth")
+    cfg = DecodeConfig(
+        method=_METHOD.value,
+        max_new_tokens=_NEW_TOKENS.value,
+        static_exit_layer=exits[0] if _METHOD.value == "static" else None,
+        exit_depths=asked[0] if len(asked) == 1 else tuple(asked) or None,
+        branch_every=_BRANCH_EVERY.value,
+    )
+    exits = exit_depths(cfg, config, exits)
+    jax.config.update("jax_platforms", "cpu")
+    mesh = device_mesh(_DEVICE.value, _integers("mesh", _MESH.value) or [1, 1])
+    device = DEVICES[_DEVICE.value]
+    size: dict[str, Any] = {"batch": _BATCH.value, "source_length": _SOURCE_LENGTH.value}
+    with tracing_for(device.backend):
+        program, compiled = compile_decode(mesh, config, cfg, dtype=_DTYPE.value, engine=_ENGINE.value, **size)
+    policy = program.policy
+    hlo = parse(compiled.as_text() or "")
+    deeper = range(policy.first_exit + 1, policy.last_depth + 1)
+    starts = [group[0] for group in grouped(deeper, policy.candidates, program.branch_every)]
+    num_bytes = bytes_per_token(
+        np.array(exits),
+        policy,
+        config,
+        new_tokens=cfg.max_new_tokens,
+        itemsize=jnp.dtype(_DTYPE.value).itemsize,
+        **size,
+    )
+    prune_depth = cfg.prune_layer if policy.kept_rows else 0
+    tokens = [
+        describe(count_token(hlo, depth, starts, prune_depth), device, num_bytes[index], depth)
+        for index, depth in enumerate(exits)
+    ]
+    needed = memory(compiled)
+    print(table(tokens).markdown())
+    fits = "fits" if sum(needed.values()) <= device.memory else "does not fit"
+    parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in needed.items())
+    print(f"\nMB on one device: {parts}; this {fits} {device.memory / 1e9:,.0f} GB.")
+    print(
+        "Counted in the compiled program. Times are modelled, not measured."
+        if device.models
+        else "No time was modelled."
+    )
+    if _JSON.value:
+        result = {"settings": {flag.name: flag.value for flag in _FLAGS}, "memory_bytes": needed, "tokens": tokens}
+        Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+_FLAGS = (
+    _DEVICE,
+    _SHAPE,
+    _LAYERS,
+    _METHOD,
+    _BATCH,
+    _DTYPE,
+    _EXIT_DEPTHS,
+    _BRANCH_EVERY,
+    _SOURCE_LENGTH,
+    _NEW_TOKENS,
+)
+
+
+def _integers(name: str, values: list[str]) -> list[int]:
+    try:
+        return [int(value) for value in values]
+    except ValueError:
+        raise ValueError(f"{name} is {','.join(values)}; allowed: integers") from None
+
+
+if __name__ == "__main__":
+    # Autotuning needs the device.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+    launch.run(main)
