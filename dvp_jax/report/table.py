@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-# 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 88 %, 1.13x
-_NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.]+| ?[%x])?")
+# 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 38,912 to 38,980, 88 %, 1.13x
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.,]*\d| ?[%x])?")
 
 
 @dataclasses.dataclass(frozen=True)

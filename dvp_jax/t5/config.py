@@ -162,5 +162,15 @@ SHAPES = {
     "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
     "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
     "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
+    "flan-t5-xxl": T5Config(
+        d_model=4096,
+        d_ff=10240,
+        num_heads=64,
+        num_layers=24,
+        num_decoder_layers=24,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        scale_decoder_outputs=False,
+    ),
 }
-"""Shapes of the published T5 1.0 checkpoints."""
+"""Shapes of the published T5 1.0 checkpoints, and of the largest Flan-T5."""

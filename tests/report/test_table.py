@@ -16,6 +16,11 @@ def test_markdown_aligns_columns_of_numbers_to_the_right():
     assert SCORES.markdown() == SCORES_AS_MARKDOWN
 
 
+def test_a_range_of_numbers_with_commas_is_a_number():
+    assert Table(["rows"], [["38,912 to 38,980"], ["7 to 9"]]).markdown().splitlines()[1] == "| ---: |"
+    assert Table(["rows"], [["38,912 to many"]]).markdown().splitlines()[1] == "| --- |"
+
+
 def test_bars_and_line_breaks_do_not_end_a_cell():
     table = Table(["a | b", "c"], [["x | y", "first\nsecond"], ["", "2"]])
     assert table.markdown() == "| a \\| b | c |\n| --- | --- |\n| x \\| y | first second |\n|  | 2 |"
