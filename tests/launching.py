@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import faulthandler
 import functools
@@ -139,16 +140,14 @@ def write_configs(folder: Path, count: int, **endings: str) -> Path:
 
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs Python from the root of the repository."""
+    return finish(start_python(*arguments))
+
+
+def start_python(*arguments: object) -> subprocess.Popen[str]:
+    """Starts Python in the root of the repository."""
     command = [sys.executable, "-X", "faulthandler", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | QUICK_COMPILER, text=True, **pipes)
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # upon which faulthandler writes where each thread is
-        _, stderr = process.communicate()
-        pytest.fail(f"{' '.join(command)} ran for {TIMEOUT_S} s:\n{stderr}")
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | QUICK_COMPILER, text=True, **pipes)
 
 
 def launch(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -163,26 +162,69 @@ def run_launcher(name: str) -> None:
 
 def call(function: Callable[[], None], *arguments: object) -> subprocess.CompletedProcess[str]:
     """Calls a function in a forked process, with the arguments in `sys.argv`."""
-    with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        argv = ["python", *map(str, arguments)]
-        process = fork(_redirect, function, argv, stdout, stderr)
-        process.join(TIMEOUT_S)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGABRT)
-            process.join()
-            pytest.fail(f"{function} {arguments} ran for {TIMEOUT_S} s:\n{stderr.read_text()}")
-        return subprocess.CompletedProcess(argv, process.exitcode, stdout.read_text(), stderr.read_text())
+    return finish(Forked(function, *arguments))
 
 
-def _redirect(function: Callable[[], None], argv: list[str], stdout: Path, stderr: Path) -> None:
+def finish(process: subprocess.Popen[str] | Forked) -> subprocess.CompletedProcess[str]:
+    """Waits until a process has ended. Fails with the stacks of one that hangs."""
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # faulthandler then writes the stack of each thread
+        _, stderr = process.communicate()
+        pytest.fail(f"{process.args} ran for {TIMEOUT_S} s:\n{stderr}")
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+class Forked:
+    """A function's call in a process of its own, with the methods of `subprocess.Popen`.
+
+    The process is forked from one that has imported the libraries, which takes seconds, and has not started JAX.
+
+    Args:
+        function: of a module, so that it can be pickled.
+        arguments: become `sys.argv`.
+    """
+
+    def __init__(self, function: Callable[[], None], *arguments: object) -> None:
+        self.args = ["python", *map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        for path in self._outputs:
+            path.touch()
+        self._process = fork(_run, function, self.args, os.environ.get("XLA_FLAGS"), *self._outputs)
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self._process.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        stdout, stderr = (path.read_text(encoding="utf-8") for path in self._outputs)
+        return stdout, stderr
+
+
+def _run(function: Callable[[], None], argv: list[str], xla_flags: str | None, stdout: Path, stderr: Path) -> None:
     for path, descriptor in ((stdout, 1), (stderr, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY), descriptor)
     faulthandler.enable()
+    if xla_flags is not None:
+        os.environ["XLA_FLAGS"] = xla_flags
     jax.config.update("jax_disable_most_optimizations", True)
     os.chdir(ROOT)
     sys.argv = argv
-    function()
+    try:
+        function()
+    finally:
+        atexit._run_exitfuncs()  # as Python does at its end, but not at that of a forked process
 
 
 PRELOADED = [

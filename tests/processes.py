@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
+from typing import Any
 
-import pytest
-
-from tests.launching import QUICK_COMPILER, ROOT, TIMEOUT_S
+from tests.launching import Forked, finish, start_python
 
 
 def process_flags(count: int) -> list[list[str]]:
@@ -26,38 +22,23 @@ def process_flags(count: int) -> list[list[str]]:
     ]
 
 
-def begin(commands: Sequence[Sequence[object]]) -> list[subprocess.Popen]:
-    """Starts Python with the arguments of each process and its flags."""
+def begin(commands: Sequence[Sequence[Any]]) -> list[Any]:
+    """Starts the processes of one run, each with the flags of its place.
+
+    Args:
+        commands: for each process the arguments of Python; or a function, which a forked process calls, and what
+            it finds in `sys.argv`.
+    """
     return [
-        subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", *map(str, command), *flags],
-            cwd=ROOT,
-            env=os.environ | QUICK_COMPILER,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked(*command, *flags) if callable(command[0]) else start_python(*command, *flags)
         for command, flags in zip(commands, process_flags(len(commands)), strict=True)
     ]
 
 
-def end(processes: Sequence[subprocess.Popen]) -> list[subprocess.CompletedProcess]:
-    """Waits until all have ended. Fails with the stacks of those that hang."""
+def end(processes: Sequence[Any]) -> list[subprocess.CompletedProcess[str]]:
+    """Waits until all have ended. Fails with the stacks of one that hangs."""
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
-        runs = list(pool.map(_end, processes))
-    if hung := [run for run in runs if isinstance(run, str)]:
-        pytest.fail("\n".join(hung))
-    return runs
-
-
-def _end(process: subprocess.Popen) -> subprocess.CompletedProcess | str:
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)  # faulthandler then writes the stack of each thread
-        _, stderr = process.communicate()
-        return f"{process.args} ran for {TIMEOUT_S} s:\n{stderr}"
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        return list(pool.map(finish, processes))
 
 
 def errors(run: subprocess.CompletedProcess) -> list[str]:

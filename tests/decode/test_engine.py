@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
+from dvp_jax.decode import lanes
 from dvp_jax.decode.engine import Engine
 from tests.decode.helpers import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, lettered, run
 from tests.models import both
@@ -195,9 +196,7 @@ def test_work_counts_steps_tokens_and_the_layers_of_each_steps_deepest_row():
 
 
 def test_nothing_is_compiled_again_for_other_requests():
-    import dvp_jax.decode.engine as module
-
     list(Engine(MODEL_OF, CALM, slots=2).run([[5], [6, 7], [8]]))
-    programs = [f._cache_size() for f in (module._advance, module._refill)]
+    programs = [f._cache_size() for f in (lanes._advance, lanes._refill)]
     list(Engine(MODEL_OF, dataclasses.replace(CALM, threshold=0.1), slots=2).run([[9, 8, 7]] * 2 + [[5]]))
-    assert [f._cache_size() for f in (module._advance, module._refill)] == programs
+    assert [f._cache_size() for f in (lanes._advance, lanes._refill)] == programs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import json
 import re
 import signal
@@ -16,7 +18,7 @@ from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.experiment import run_evaluation
 from dvp_jax.runs.predictions import Predictions
 from dvp_jax.runs.processes import Process
-from tests.launching import SENTENCES, make_checkpoint, read_lines
+from tests.launching import SENTENCES, make_checkpoint, read_lines, run_launcher
 from tests.processes import begin, end, errors
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -39,12 +41,13 @@ def get_config(folder):
         "mesh": config_dict.placeholder(tuple),
     })
 """
-OTHER_VERSION = """
-import importlib.metadata, runpy
-found = importlib.metadata.version
-importlib.metadata.version = lambda name: "9.8.7" if name == "dvp-jax" else found(name)
-runpy.run_module("experiments.evaluate", run_name="__main__", alter_sys=True)
-"""
+run_evaluate = functools.partial(run_launcher, "evaluate")
+
+
+def evaluate_with_another_version() -> None:
+    version = importlib.metadata.version
+    importlib.metadata.version = lambda name: "9.8.7" if name == "dvp-jax" else version(name)
+    run_evaluate()
 
 
 def write_texts(folder: Path, count: int) -> None:
@@ -62,8 +65,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def command(folder: Path, workdir: Path, *others: object) -> list[object]:
-    return ["-m", "experiments.evaluate", f"--config={folder}/own.py:{folder}", f"--workdir={workdir}", *others]
+def flags(folder: Path, workdir: Path, *others: object) -> list[object]:
+    return [f"--config={folder}/own.py:{folder}", f"--workdir={workdir}", *others]
 
 
 def config_of(folder: Path) -> dict:
@@ -98,7 +101,7 @@ def alone(folder) -> Path:
 def test_two_processes_write_what_one_writes(folder, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    first, second = end(begin([command(folder, tmp_path / "run")] * 2))
+    first, second = end(begin([["-m", "experiments.evaluate", *flags(folder, tmp_path / "run")]] * 2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert_same_run(tmp_path / "run", alone)
     assert len(read_lines(tmp_path / "run" / "predictions.jsonl")) == 2 * 9
@@ -119,7 +122,7 @@ def test_two_processes_write_what_one_writes(folder, alone, tmp_path, monkeypatc
 )
 def test_processes_decode_on_meshes_of_their_own_devices_or_of_all(folder, alone, tmp_path, monkeypatch, mesh):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    runs = end(begin([command(folder, tmp_path / "run", f"--config.mesh={mesh}")] * 2))
+    runs = end(begin([[run_evaluate, *flags(folder, tmp_path / "run", f"--config.mesh={mesh}")]] * 2))
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
     for name, fields in (
         ("predictions", ("name", "id", "tokens", "exit_layers")),
@@ -136,9 +139,10 @@ def test_processes_decode_on_meshes_of_their_own_devices_or_of_all(folder, alone
 
 
 def test_a_process_with_another_version_and_config_is_refused_with_both_values(folder, tmp_path):
-    other = ["-c", OTHER_VERSION, *command(folder, tmp_path / "run", "--config.batch_size=3")[2:]]
+    one = [run_evaluate, *flags(folder, tmp_path / "run")]
+    other = [evaluate_with_another_version, *flags(folder, tmp_path / "run", "--config.batch_size=3")]
     began = time.monotonic()
-    runs = end(begin([command(folder, tmp_path / "run"), other]))
+    runs = end(begin([one, other]))
     assert time.monotonic() - began < 60
     version = dvp_jax.runs.provenance.versions()["dvp-jax"]
     for run in runs:
@@ -168,7 +172,8 @@ def test_more_processes_than_batches_are_refused_with_both_numbers(folder):
 def test_the_others_stop_when_one_is_killed_and_any_number_goes_on(folder, tmp_path, dies, goes_on):
     write_texts(tmp_path, 600)
     texts = f"--config.tasks.samsum.path={tmp_path}/test.csv"
-    one = command(folder, tmp_path / "run", texts, "--config.tasks.samsum.max_new_tokens=200")
+    one = ["-m", "experiments.evaluate", *flags(folder, tmp_path / "run", texts)]
+    one.append("--config.tasks.samsum.max_new_tokens=200")
     processes = begin([one] * 2)
     journal = tmp_path / "run" / f"predictions.partial{'-1' if dies else ''}.jsonl"
     while not journal.is_file() or len(journal.read_bytes().splitlines()) < 20:

@@ -1,13 +1,16 @@
 """Processes of one run: who does what, and what makes them one run."""
 
 import concurrent.futures
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from dvp_jax.runs import launch
 from dvp_jax.runs.processes import ALONE, Process, current, differences, join
 from tests.processes import begin, end, errors
 
@@ -42,29 +45,28 @@ def test_processes_that_leave_end_without_a_word():
         assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-_STOP = """
-import os, pathlib, signal, sys, time
-from dvp_jax.runs import launch, processes
+def stop_one() -> None:
+    """Fails or is killed in the process that `sys.argv` names, while the other is in a barrier, say."""
+    number, how, other, marker = sys.argv[1:5]
+    sys.argv[1:5] = []
 
-stops, how, others, marker = sys.argv[1:5]
-sys.argv[1:5] = []
+    def main() -> None:
+        process = current()
+        process.agree({})  # connects their devices
+        if process.index == int(number):
+            Path(marker).touch()
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("bad input")
+        if other == "in a barrier":
+            process.wait()
+        elif other == "in a collective":
+            process.agree({})
+        time.sleep(600)
 
-def main():
-    process = processes.current()
-    process.agree({})  # connects their devices
-    if process.index == int(stops):
-        pathlib.Path(marker).touch()
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("bad input")
-    if others == "in a barrier":
-        process.wait()
-    elif others == "in a collective":
-        process.agree({})
-    time.sleep(600)
+    launch.run(main, several=True)
 
-launch.run(main, several=True)
-"""
+
 STOPS = [
     (0, "failed", "in a barrier"),
     (1, "failed", "in a collective"),
@@ -76,7 +78,7 @@ STOPS = [
 
 def stop(number: int, how: str, others: str, marker: Path) -> tuple[list[subprocess.CompletedProcess], float]:
     """Stops one of two processes; both ended, and the seconds since then."""
-    processes = begin([["-c", _STOP, number, how, others, marker]] * 2)
+    processes = begin([[stop_one, number, how, others, marker]] * 2)
     while not marker.exists():
         assert None in [process.poll() for process in processes], [run.stderr for run in end(processes)]
         time.sleep(0.01)
@@ -106,52 +108,43 @@ def test_the_other_stops_within_a_minute_when_a_process_fails_or_is_killed(stopp
         assert errors(runs[number]) == ["error: bad input"]
 
 
-_FAIL_ALIKE = """
-import time
-from dvp_jax.runs import launch, processes
+def fail_alike() -> None:
+    def main() -> None:
+        time.sleep(2 * current().index)
+        raise ValueError("bad input")
 
-def main():
-    time.sleep(2 * processes.current().index)
-    raise ValueError("bad input")
-
-launch.run(main, several=True)
-"""
+    launch.run(main, several=True)
 
 
 def test_processes_that_fail_for_the_same_reason_each_say_so_and_nothing_else():
-    for run in end(begin([["-c", _FAIL_ALIKE]] * 2)):
+    for run in end(begin([[fail_alike]] * 2)):
         assert (run.returncode, run.stdout, run.stderr) == (1, "", "error: bad input\n")
 
 
-_AGREE = """
-from dvp_jax.runs import launch, processes
+def agree_twice() -> None:
+    def main() -> None:
+        process = current()
+        process.agree({"config": {"text": "B\u00e4r \u2028", "none": None}})
+        process.agree({"config": {"limit": 3 if process.index < 2 else "a longer \u00e4"}, "same": [1]})
 
-def main():
-    process = processes.current()
-    process.agree({"config": {"text": "B\u00e4r \u2028", "none": None}})
-    process.agree({"config": {"limit": 3 if process.index < 2 else "a longer \u00e4"}, "same": [1]})
-
-launch.run(main, several=True)
-"""
+    launch.run(main, several=True)
 
 
 def test_each_of_three_processes_says_which_differs_with_both_values():
-    for run in end(begin([["-c", _AGREE]] * 3)):
+    for run in end(begin([[agree_twice]] * 3)):
         assert (run.returncode, run.stdout) == (1, "")
         said = [line for line in run.stderr.splitlines() if not line.startswith("[Gloo]")]
         assert said == ["error: process 2 differs from process 0: config.limit is 'a longer \u00e4', not 3"]
 
 
-_UNEQUAL_DEVICES = """
-import os, sys
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 if sys.argv[-1] == '--process_id=1' else 1}"
-from dvp_jax.runs import launch, processes
-launch.run(lambda: processes.current().agree({}), several=True)
-"""
+def agree_with_unequal_devices() -> None:
+    num_devices = 2 if sys.argv[-1] == "--process_id=1" else 1
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    launch.run(lambda: current().agree({}), several=True)
 
 
 def test_processes_with_unequal_numbers_of_devices_are_refused():
-    for run in end(begin([["-c", _UNEQUAL_DEVICES]] * 2)):
+    for run in end(begin([[agree_with_unequal_devices]] * 2)):
         message = "error: process 1 has 2 devices; allowed: as many as process 0, 1\n"
         assert (run.returncode, run.stdout, run.stderr) == (1, "", message)
 
