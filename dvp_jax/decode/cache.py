@@ -19,6 +19,7 @@ values in one product. At the end of a block nothing waits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,18 +29,24 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
-from dvp_jax.t5.layers import MASKED, DecoderLayer, Segment, distance_bias, padding_bias
+from dvp_jax.t5.backend import backend
+from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
 
 Block = Float[Array, "2 batch num_heads block d_kv"]
 """Keys and values of one layer, for the tokens of the current block."""
 
 
+Columns = Float[Array, "depths 2 batch num_heads columns d_kv"] | list[KeysValues]
+"""All columns of the ring. On a GPU one array, which one kernel writes. On CPU an array for each layer's keys and
+one for its values: a part of a larger array would be copied for each product."""
+
+
 @struct.dataclass
 class KVCache:
     """Self-attention keys and values of a batch, and the bookkeeping of the ring."""
 
-    columns: Float[Array, "depths 2 batch num_heads columns d_kv"]  # keys and values of each layer that runs
+    columns: Columns  # keys and values of each layer that runs
     step: Int[Array, ""]  # steps taken so far
     lengths: Int[Array, " batch"]  # tokens of each row's text so far
     exit_states: Float[Array, "batch block d_model"]  # that the tokens of the current block exited with
@@ -56,9 +63,12 @@ def empty_cache(program: DecodeProgram, encoded: Encoded) -> KVCache:
     """The cache of a batch that has decoded nothing."""
     config, policy = program.config, program.policy
     batch = encoded.mask.shape[0]
-    shape = (policy.last_depth, 2, batch, config.num_heads, num_columns(program), config.d_kv)
+    layer = jnp.zeros((batch, config.num_heads, num_columns(program), config.d_kv), encoded.cross[0][0].dtype)
+    columns: Columns = [(layer, layer) for _ in range(policy.last_depth)]
+    if backend() != "cpu":
+        columns = jnp.zeros((policy.last_depth, 2, *layer.shape), layer.dtype)
     return KVCache(
-        columns=jnp.zeros(shape, encoded.cross[0][0].dtype),
+        columns=columns,
         step=jnp.int32(0),
         lengths=jnp.zeros(batch, jnp.int32),
         exit_states=jnp.zeros((batch, policy.block_size, config.d_model), jnp.float32),
@@ -139,8 +149,9 @@ class CachedDecoder:
 
     def block_so_far(self, depth: int) -> Block:
         """The layer's block as the cache has it, without this token."""
-        columns = self._cache.columns[depth - 1]
-        return lax.dynamic_slice_in_dim(columns, self._block_start, self._block_size, axis=3)
+        keys, values = self._cache.columns[depth - 1]
+        cut = partial(lax.dynamic_slice_in_dim, start_index=self._block_start, slice_size=self._block_size, axis=2)
+        return jnp.stack([cut(keys), cut(values)])
 
     def nothing_waits(self, depth: int) -> Bool[Array, ""]:
         """Whether the layer at `depth` has the keys and values of all earlier tokens of the block."""
@@ -171,18 +182,27 @@ class CachedDecoder:
         self, depth: int, states: Array, block: Block, biases: dict[int, Array]
     ) -> Float[Array, "batch queries d_model"]:
         index = depth - 1
-        keys, values = self._placed(self._cache.columns[index], block)
-        itself = Segment(keys, values, biases[index if index in biases else 0])
+        bias = biases[index if index in biases else 0]
         cross = Segment(*self._cross[index], self._cross_bias)
-        return self._apply(depth, "__call__", states, (itself,), cross)
+        return self._apply(depth, "__call__", states, self._segments(index, block, bias), cross)
 
-    def _placed(self, ring: Array, block: Block) -> Float[Array, "2 batch num_heads columns d_kv"]:
-        """The ring with the block in its place. The cache itself is written once a step, by `updated_cache`."""
-        if self._block_size > 1:
-            return lax.dynamic_update_slice_in_dim(ring, block, self._block_start, axis=3)
-        # A select is fused into attention; an update would be a kernel, and a copy of the ring.
-        here = (jnp.arange(self._columns) == self._block_start)[:, None]  # (columns, 1)
-        return jnp.where(here, block, ring)
+    def _segments(
+        self, index: int, block: Block, bias: Float[Array, "batch heads queries columns"]
+    ) -> tuple[Segment, ...]:
+        """What self-attention reads: the ring, with the block in its place.
+
+        The cache itself is written once a step, by `updated_cache`.
+        """
+        ring = self._cache.columns[index]
+        behind = jnp.arange(self._columns) - self._block_start
+        in_block = (behind >= 0) & (behind < self._block_size)  # (columns,)
+        if isinstance(ring, jax.Array) and self._block_size == 1:
+            # A select is fused into attention; a segment of its own would be two kernels more.
+            placed = jnp.where(in_block[:, None], block, ring)  # (2, batch, num_heads, columns, d_kv)
+            return (Segment(placed[0], placed[1], bias),)
+        own_bias = lax.dynamic_slice_in_dim(bias, self._block_start, self._block_size, axis=3)
+        past = Segment(ring[0], ring[1], jnp.where(in_block, MASKED, bias))
+        return past, Segment(block[0], block[1], own_bias)
 
     @jax.named_scope("cache")
     def updated_cache(
@@ -197,8 +217,15 @@ class CachedDecoder:
         """
         cache = self._cache
         ran = jnp.arange(len(blocks)) < num_ran
+        columns: Columns
+        if isinstance(cache.columns, list):
+            write = partial(lax.dynamic_update_slice_in_dim, start_index=self._block_start, axis=2)
+            columns = jax.tree.map(write, cache.columns, [tuple(block) for block in blocks])
+        else:
+            new = jnp.stack(blocks)
+            columns = lax.dynamic_update_slice_in_dim(cache.columns, new, self._block_start, axis=4)
         return KVCache(
-            columns=lax.dynamic_update_slice_in_dim(cache.columns, jnp.stack(blocks), self._block_start, axis=4),
+            columns=columns,
             step=cache.step + 1,
             lengths=cache.lengths + 1,
             exit_states=self.block_states(exit_state),

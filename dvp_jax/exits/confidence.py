@@ -26,7 +26,7 @@ class Best(NamedTuple):
     candidate: Int[Array, " batch"]  # index of the best; of equal logits the smaller index
     logit: Float[Array, " batch"]  # of the best
     second: Float[Array, " batch"]  # logit of the second best; -inf where there is only one candidate
-    partition: Float[Array, " batch"]  # sum of exp(logit - best logit) over all candidates
+    partition: Float[Array, " batch"]  # sum of exp(logit - best logit) over all candidates, at least 1
 
 
 def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = False) -> Best:
@@ -44,7 +44,9 @@ def best_two(logits: Float[Array, "batch size"], *, full_vocabulary: bool = Fals
     # On CPU this takes a third of the time of an argmax and a masked maximum.
     values, indices = top_k(logits, 2, full_vocabulary=full_vocabulary)
     partition = jnp.sum(jnp.exp(logits - values[:, :1]), axis=-1)
-    return Best(indices[:, 0], values[:, 0], values[:, 1], partition)
+    # XLA may compute the logits once for the maximum and again for the sum, rounded otherwise: the best candidate
+    # would then not count 1, and a confidence could exceed 1.
+    return Best(indices[:, 0], values[:, 0], values[:, 1], jnp.maximum(partition, 1.0))
 
 
 def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
@@ -72,7 +74,7 @@ def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
     )
     nothing = (jnp.float32(-jnp.inf), jnp.int32(logits.shape[1]), jnp.float32(-jnp.inf), jnp.float32(0.0))
     best, index, second, partition = lax.reduce(operands, nothing, merge, (1,))
-    return Best(index, best, second, partition)
+    return Best(index, best, second, jnp.maximum(partition, 1.0))
 
 
 def softmax_diff(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " batch"]:
@@ -121,7 +123,7 @@ def entropy(logits: Float[Array, "batch size"], best: Best) -> Float[Array, " ba
     # H = log(partition) - sum(p * below); both terms are at least 0. The mask avoids 0 * -inf = NaN.
     mean = jnp.sum(jnp.where(weights > 0.0, weights * below, 0.0), axis=-1) / best.partition
     size = jnp.sum(logits > -jnp.inf, axis=-1)
-    return jnp.maximum(1.0 - (jnp.log(best.partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0)
+    return jnp.clip(1.0 - (jnp.log(best.partition) - mean) / jnp.log(jnp.maximum(size, 2)), 0.0, 1.0)
 
 
 class States(NamedTuple):

@@ -371,6 +371,7 @@ class DVP(CALM):
     final_vocab: str = "full"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.confidence not in LOGIT_MEASURES:
             raise ValueError(
                 f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "

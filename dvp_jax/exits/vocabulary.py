@@ -48,7 +48,7 @@ class Vocabulary:
             logits = rows_logits(normed.scaled, self.rows) * (normed.factor * self.scale)
             return logits if self.kept is None else jnp.where(self.kept, logits, -jnp.inf)
         if self.int8 is None:
-            return linear(normed.scaled, self.rows) * (normed.factor * self.scale)
+            return linear(normed.value * self.scale, self.rows)
         return self.int8.logits(normed.value * self.scale, self.rows, num_exact)
 
     def token(self, index: Int[Array, " batch"]) -> Int[Array, " batch"]:

@@ -1,11 +1,13 @@
 """The kept set of a vocabulary and its logits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvp_jax.exits.confidence import best_two
+from dvp_jax.exits.confidence import best_two, entropy, softmax_diff, softmax_max
 from tests.exits.helpers import vocabulary
 
 
@@ -35,3 +37,24 @@ def test_pruned_logits_are_the_kept_entries_of_the_full_logits():
     np.testing.assert_allclose(pruned.logits(hidden), expected, rtol=1e-5, atol=1e-5)
     best = best_two(pruned.logits(hidden)).candidate
     np.testing.assert_array_equal(pruned.token(best), np.argmax(logits, axis=1))
+
+
+@pytest.mark.parametrize("measure", [softmax_diff, softmax_max, entropy])
+@pytest.mark.parametrize("size", [None, 7, 64])
+def test_no_confidence_exceeds_one_where_xla_fuses_it_with_the_logits(measure, size):
+    # Sure states, in which rounding could decide: the best row is far ahead of the others.
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 64)).astype(np.float32)
+    hidden = jnp.asarray(rows[rng.integers(0, 500, 400)] * 3.7 + 0.01 * rng.normal(size=(400, 64)), jnp.float32)
+
+    @jax.jit
+    def confidence(hidden):
+        full = vocabulary(rows)
+        kept = full if size is None else full.prune(full.logits(hidden), size)
+        logits = kept.logits(hidden)
+        return measure(logits, best_two(logits))
+
+    for batch in (1, 2, 400):
+        starts = range(0, min(40 * batch, len(hidden)), batch)
+        values = np.concatenate([confidence(hidden[start : start + batch]) for start in starts])
+        assert values.max() > 0.99 and (values <= 1.0).all() and (values >= 0.0).all()
