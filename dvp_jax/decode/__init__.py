@@ -1,1 +1,2 @@
-"""Decoding, to be read in this order: config, cache, step, token_loop, api; then text, engine and lanes, trace."""
+"""Decoding, to be read in this order: config, program, cache, layer_loop, step, token_loop,
+api; then oracle, text, engine and lanes, trace."""

@@ -83,7 +83,7 @@ def run_until_exit(
 ) -> tuple[DepthState, list[Block]]:
     """Runs groups of layers until every row has exited; a layer that is skipped costs nothing.
 
-    go(group) = all exited ? propagate state to the layers that are left : run the group, then go(next group)
+    run(groups) = all exited ? propagate state to the layers that are left : run the first group, then run(others)
 
     Within a group all layers run. A row that exits there keeps the state of its exit, as it does in a batch whose
     other rows go on, so the outputs do not depend on the grouping.
@@ -102,17 +102,17 @@ def run_until_exit(
     if not groups:
         return read_final(state), blocks
 
-    def exit(state: DepthState) -> tuple[DepthState, list[Block]]:
+    def propagate(state: DepthState) -> tuple[DepthState, list[Block]]:
         return state, decoder.propagate(groups[0][0] - 1, state.hidden)
 
-    def go(state: DepthState) -> tuple[DepthState, list[Block]]:
+    def run_group(state: DepthState) -> tuple[DepthState, list[Block]]:
         ran = []
         for depth in groups[0]:
             state, block = run_layer(depth, state)
             ran.append(block)
         return run_until_exit(run_layer, read_final, decoder, groups[1:], state, ran)
 
-    state, deeper_blocks = lax.cond(jnp.all(state.exited), exit, go, state)
+    state, deeper_blocks = lax.cond(jnp.all(state.exited), propagate, run_group, state)
     return state, blocks + deeper_blocks
 
 
@@ -154,7 +154,15 @@ def run_together(
     """Shallow-deep (FREE, section 3): all deeper layers run, for this token and the waiting ones, or none does.
 
     They run where a row has not exited, and at the end of a block. A token that exited then has the keys and
-    values of the full model. Returns as `cond_loop`; where no layer ran, the blocks as they were.
+    values of the full model.
+
+    Args:
+        decoder: the layers and the cache.
+        depths: of the deeper layers, in order.
+        state: before the first of them.
+
+    Returns:
+        How many of the layers ran (all or 0), the state after them, and their blocks (as they were where none ran).
     """
 
     def skip(state: DepthState) -> tuple[Array, DepthState, list[Block]]:

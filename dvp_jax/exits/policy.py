@@ -4,9 +4,12 @@ The decode step (`dvp_jax.decode.step`) asks every policy the same questions, so
 your own code, and touches no loop:
 
     @dataclasses.dataclass(frozen=True)
-    class Patient(CALM):  # exits when two depths in a row are confident ...
+    class EvenDepths(CALM):
+        def decide(self, output, threshold, heads):
+            decision = super().decide(output, threshold, heads)
+            return decision._replace(exits=decision.exits & (output.depth % 2 == 0))
 
-    DecodeConfig(method=Patient(num_layers=24, min_exit_layer=2))
+    DecodeConfig(method=EvenDepths(num_layers=24, min_exit_layer=2))
 
 A policy is a frozen dataclass, hence hashable, hence a static argument of `jax.jit`. Its fields have the names of
 `DecodeConfig`, which fills them in for the policies in `dvp_jax.decode.config.POLICIES`.
@@ -57,7 +60,7 @@ class ExitDecision(NamedTuple):
     """What a depth says about each row."""
 
     exits: Bool[Array, " batch"]
-    token: Int[Array, " batch"]  # valid where the row exits
+    token: Int[Array, " batch"]  # with a measure of the hidden state, valid only where the row exits
     confidence: Float[Array, " batch"]
     kept: Kept  # mask over the kept rows, for deeper candidate depths
 
@@ -109,7 +112,10 @@ class ExitPolicy(abc.ABC):
         return range(self.first_exit, self.last_depth)
 
     def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary that deeper depths read. Called at each depth up to `first_exit`, after `decide`."""
+        """The vocabulary that deeper depths read; `vocabulary` itself where nothing changes.
+
+        Called at each depth up to `first_exit`, after `decide`. XLA computes logits that both ask for once.
+        """
         return vocabulary
 
     def decide(self, output: LayerOutput, threshold: Float[Array, "#batch"], heads: Heads) -> ExitDecision:
@@ -152,7 +158,7 @@ class ExitPolicy(abc.ABC):
 
     @property
     def needs_previous_hidden(self) -> bool:
-        """Whether `decide` and `read_final` need h_(l-1)."""
+        """Whether `decide` and `read_final` need h_(l-1) as `output.previous`."""
         return self.confidence in MEASURES_OF_CHANGE
 
     @property

@@ -42,7 +42,7 @@ class PruningRule:
         return self.prune_size
 
     def prune(self, prune_layer: int, logits: Float[Array, "batch vocab"], vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary kept at p.
+        """The vocabulary kept at p. To keep fewer tokens in some rows, set its `kept`, a mask in the order of `ids`.
 
         Args:
             prune_layer: p.
@@ -76,7 +76,7 @@ class PruningRule:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(PruningRule):
-    """The K likeliest tokens at p, at every depth after it (DVP, arXiv 2410.18952)."""
+    """The K likeliest tokens at p, at every depth after it (DVP, arXiv 2410.18952). This is what the base does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Mass(PruningRule):
     def prune(self, prune_layer: int, logits: Array, vocabulary: Vocabulary) -> Vocabulary:
         pruned = super().prune(prune_layer, logits, vocabulary)
         assert pruned.ids is not None
+        # Back from ascending ids to the order of likelihood.
         likeliest, indices = top_k(jnp.take_along_axis(logits, pruned.ids, axis=1), self.prune_size)
         probabilities = jnp.exp(likeliest - jax.nn.logsumexp(logits, axis=1, keepdims=True))
         # A token is needed while the tokens before it, without itself, hold less than the mass.
