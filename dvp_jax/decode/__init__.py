@@ -1,2 +1,1 @@
-"""Decoding, to be read in this order: config, program, cache, layer_loop, step, token_loop,
-api; then oracle, text, engine and lanes, trace."""
+"""One token, top to bottom: config, program, cache, layer_loop, step, token_loop, api; then text and engine."""

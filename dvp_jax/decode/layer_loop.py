@@ -162,7 +162,7 @@ def run_together(
         state: before the first of them.
 
     Returns:
-        How many of the layers ran (all or 0), the state after them, and their blocks (as they were where none ran).
+        How many of the layers ran (all or 0), the state after them, and their blocks, as they were where none ran.
     """
 
     def skip(state: DepthState) -> tuple[Array, DepthState, list[Block]]:

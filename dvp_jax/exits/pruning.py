@@ -42,7 +42,7 @@ class PruningRule:
         return self.prune_size
 
     def prune(self, prune_layer: int, logits: Float[Array, "batch vocab"], vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary kept at p. To keep fewer tokens in some rows, set its `kept`, a mask in the order of `ids`.
+        """The vocabulary kept at p. To keep fewer tokens in a row, set its `kept`, a mask in the order of `ids`.
 
         Args:
             prune_layer: p.
