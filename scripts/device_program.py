@@ -10,10 +10,9 @@ these counts cost by a model that was fitted to one device and one shape. Nothin
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import struct, traverse_util
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dvp_jax.bench.device_program import (
-    DEVICES,
-    H200_TARGET,
-    PARTS,
-    Device,
-    TokenCounts,
-    count_token,
-    parse,
-)
-from dvp_jax.decode.api import decode_arguments
+from dvp_jax.bench.device_program import PARTS, TokenCounts, count_token, parse
+from dvp_jax.bench.devices import DEVICES, Device, compile_decode, device_mesh, memory
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.lanes import _advance
 from dvp_jax.decode.layer_loop import grouped
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
-from dvp_jax.decode.token_loop import decode_tokens, initial_state
 from dvp_jax.exits.cost import bytes_per_token
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
 from dvp_jax.t5.backend import tracing_for
 from dvp_jax.t5.config import SHAPES, T5Config
-from dvp_jax.t5.hugging_face import parameter_targets
-from dvp_jax.t5.load import Model
-from dvp_jax.t5.sharding import AXES, check_mesh
 
 METHODS = ("full", "static", "calm", "dvp")
 
@@ -69,99 +51,6 @@ _ENGINE = flags.DEFINE_boolean("engine", False, "Compile the engine's step, with
 _JSON = flags.DEFINE_string("json", None, "Write the counts to this file, too.")
 
 
-@struct.dataclass
-class _Arguments:
-    program: DecodeProgram = struct.field(pytree_node=False)
-    inputs: DecodeInputs
-
-
-def device_mesh(name: str, sizes: list[int]) -> Mesh:
-    """A mesh of devices that are not there.
-
-    Args:
-        name: of the device, a key of `DEVICES`.
-        sizes: of the axes "data" and "model".
-
-    Raises:
-        ValueError: an unknown device, or more devices than the compiler is told of.
-        ImportError: the compiler for the device is not installed.
-    """
-    if name not in DEVICES:
-        raise ValueError(f"device is {name!r}; allowed: {', '.join(DEVICES)}")
-    device = DEVICES[name]
-    try:
-        missing = importlib.util.find_spec(device.package) is None
-    except ModuleNotFoundError:  # the package that holds it
-        missing = True
-    if missing:
-        raise ImportError(f"device {name} needs the extra {device.extra!r}: pip install 'dvp-jax[{device.extra}]'")
-    most = 1 if name == "h200" else 4
-    if len(sizes) != 2 or min(sizes) < 1 or np.prod(sizes) > most:
-        raise ValueError(
-            f"mesh is {sizes}; allowed for {name}: two integers of at least 1, at most {most} devices"
-        )
-    # The compiler must not look for devices.
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-    if name == "h200":
-        options: dict[str, Any] = {"target_config": H200_TARGET, "topology": "1x1x1"}
-        topology = topologies.get_topology_desc(platform="cuda", topology_name="any", **options)
-    else:
-        options = {"chips_per_host_bounds": (2, 2, 1)}
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2x1", **options)
-    return Mesh(np.array(topology.devices[: np.prod(sizes)]).reshape(sizes), AXES, (AxisType.Auto,) * 2)
-
-
-def compile_decode(
-    mesh: Mesh, config: T5Config, cfg: DecodeConfig, *, batch: int, source_length: int, dtype: str, engine: bool
-) -> tuple[DecodeProgram, jax.stages.Compiled]:
-    """Compiles the decode program of a model whose weights are never made.
-
-    Args:
-        mesh: from `device_mesh`.
-        config: the shape of the model.
-        cfg: how to decode.
-        batch: rows decoded together.
-        source_length: tokens of each source.
-        dtype: dtype of the weights.
-        engine: compile the engine's step instead of the loop over a batch's tokens.
-    """
-    is_divided = mesh.size > 1
-    if is_divided:
-        mesh = check_mesh(config, mesh)
-    config, targets = parameter_targets(config, dtype, mesh if is_divided else None)
-
-    def placed(tree: Any, *axes: str) -> Any:
-        sharding = NamedSharding(mesh, PartitionSpec(*axes) if is_divided else PartitionSpec())
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    params = traverse_util.unflatten_dict(targets)
-    params = params if is_divided else placed(params)
-    cross = jax.ShapeDtypeStruct((batch, config.num_heads, source_length, config.d_kv), jnp.dtype(dtype))
-    encoded = Encoded(
-        cross=placed([(cross, cross)] * config.num_decoder_layers, "data", "model"),
-        mask=placed(jax.ShapeDtypeStruct((batch, source_length), bool), "data"),
-        active=placed(jax.ShapeDtypeStruct((batch,), bool), "data"),
-    )
-
-    num_layers = config.num_decoder_layers
-
-    def arguments(params: Any, encoded: Encoded) -> _Arguments:
-        model = Model(config, params, mesh=mesh if is_divided else None)
-        thresholds = jnp.zeros((cfg.max_new_tokens, num_layers), jnp.float32)
-        program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-        return _Arguments(program, dataclasses.replace(inputs, params=None, encoded=None))
-
-    made = jax.eval_shape(arguments, params, encoded)
-    program = made.program
-    inputs = dataclasses.replace(placed(made.inputs), params=params, encoded=encoded)
-    with Model(config, params, mesh=mesh if is_divided else None).context():
-        if not engine:
-            return program, decode_tokens.lower(program, inputs).compile()
-        state = placed(jax.eval_shape(partial(initial_state, program), encoded))
-        count = placed(jax.ShapeDtypeStruct((), jnp.int32))
-        return program, _advance.lower(program, inputs, state, count, count).compile()
-
-
 def exit_depths(cfg: DecodeConfig, config: T5Config, asked_for: list[int]) -> list[int]:
     """The depths at which all rows are to exit: those asked for, or the last one.
 
@@ -176,12 +65,20 @@ def exit_depths(cfg: DecodeConfig, config: T5Config, asked_for: list[int]) -> li
     return asked_for or [policy.last_depth]
 
 
-def describe(counts: TokenCounts, device: Device, num_bytes: float, exit_depth: int) -> dict[str, Any]:
+def layers_that_run(exit_depth: int, group_starts: Sequence[int], last_depth: int) -> int:
+    """How many layers a token runs that exits at a depth: its group of layers is finished."""
+    return next((start - 1 for start in group_starts if start > exit_depth), last_depth)
+
+
+def describe(
+    counts: TokenCounts, device: Device, num_bytes: float, exit_depth: int, num_layers: int
+) -> dict[str, Any]:
     """What one token takes, as it is written to JSON."""
     kernels = counts.kernels.total()
     round_trips = counts.callbacks + device.reads_predicates * (1 + counts.conditionals)
     return {
         "exit": exit_depth,
+        "layers": num_layers,
         "kernels": kernels,
         "kernels_by_part": {part: counts.kernels[part] for part in PARTS},
         "kernels_by_layer": dict(sorted(counts.layers.items())),
@@ -202,7 +99,8 @@ def describe(counts: TokenCounts, device: Device, num_bytes: float, exit_depth: 
 def table(tokens: list[dict[str, Any]]) -> Table:
     """A column for each exit depth."""
     counters = ["copies", "largest_copy_bytes", "conditionals", "collectives", "host_round_trips"]
-    rows = [["kernels", *(str(token["kernels"]) for token in tokens)]]
+    rows = [["layers that run", *(str(token["layers"]) for token in tokens)]]
+    rows += [["kernels", *(str(token["kernels"]) for token in tokens)]]
     rows += [[f"- {part}", *(str(token["kernels_by_part"][part]) for token in tokens)] for part in PARTS]
     for name, key in (("a layer", "kernels_by_layer"), ("a question", "kernels_by_question")):
         rows.append([f"kernels of {name}", *(spread(token[key]) for token in tokens)])
@@ -219,16 +117,6 @@ def spread(kernels: dict[int, int]) -> str:
         return ""
     low, high = min(kernels.values()), max(kernels.values())
     return str(low) if low == high else f"{low} to {high}"
-
-
-def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes that the program needs on one device."""
-    analysis: Any = compiled.memory_analysis()
-    return {
-        "arguments": analysis.argument_size_in_bytes,
-        "results": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporaries": analysis.temp_size_in_bytes,
-    }
 
 
 def main() -> None:
@@ -258,8 +146,9 @@ def main() -> None:
     hlo = parse(compiled.as_text() or "")
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
     starts = [group[0] for group in grouped(deeper, policy.candidates, program.branch_every)]
+    num_layers = [layers_that_run(depth, starts, policy.last_depth) for depth in exits]
     num_bytes = bytes_per_token(
-        np.array(exits),
+        np.array(num_layers),
         policy,
         config,
         new_tokens=cfg.max_new_tokens,
@@ -268,7 +157,7 @@ def main() -> None:
     )
     prune_depth = cfg.prune_layer if policy.kept_rows else 0
     tokens = [
-        describe(count_token(hlo, depth, starts, prune_depth), device, num_bytes[index], depth)
+        describe(count_token(hlo, depth, starts, prune_depth), device, num_bytes[index], depth, num_layers[index])
         for index, depth in enumerate(exits)
     ]
     needed = memory(compiled)
@@ -310,4 +199,4 @@ def _integers(name: str, values: list[str]) -> list[int]:
 if __name__ == "__main__":
     # Autotuning needs the device.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    launch.run(main)
+    launch.run(main, compile_cache=False)
