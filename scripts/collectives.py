@@ -103,4 +103,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=64"
-    launch.run(main)
+    launch.run(main, compile_cache=False)

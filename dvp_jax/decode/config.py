@@ -220,6 +220,29 @@ def _fill_in(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
+def parse_exit_depths(text: str | None) -> int | tuple[int, ...] | None:
+    """Reads the flag --exit_depths.
+
+    Args:
+        text: "4" for every fourth depth, "4,8,12" for these, "4," for this one alone; None for all depths.
+
+    Returns:
+        The value for `DecodeConfig.exit_depths`.
+
+    Raises:
+        ValueError: the text is anything else.
+    """
+    if text is None:
+        return None
+    parts = text.removesuffix(",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(
+            f"exit_depths is {text!r}; allowed: n for every n-th depth, or depths, for example 4,8,12"
+        )
+    depths = tuple(map(int, parts))
+    return depths if "," in text else depths[0]
+
+
 def make_config(fields: Mapping[str, Any], where: str) -> DecodeConfig:
     """A `DecodeConfig` from its fields by name. Fields that are not given keep their defaults.
 

@@ -1,17 +1,30 @@
-"""Runs the main function of a launcher: parses flags, joins other processes, prints bad input as one line."""
+"""Runs the main function of a launcher.
+
+It parses the flags, joins other processes, keeps compiled programs for the next start, and prints bad input as one
+line.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from dvp_jax.runs import processes
 
+_COMPILE_CACHE = flags.DEFINE_bool(
+    "compile_cache",
+    True,
+    "Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.",
+)
 
-def run(main: Callable[[], int | None], *, several: bool = False) -> None:
+
+def run(main: Callable[[], int | None], *, several: bool = False, compile_cache: bool = True) -> None:
     """Parses the flags, calls `main`, and exits with the status that it returns.
 
     With --verbosity=1, bad input is shown as a traceback.
@@ -20,6 +33,7 @@ def run(main: Callable[[], int | None], *, several: bool = False) -> None:
         main: may raise ValueError, OSError or ImportError for bad input.
         several: whether the launcher can run as one of several processes. It then takes the flags --coordinator,
             --num_processes and --process_id, and only process 0 prints to stdout.
+        compile_cache: whether compiled programs are kept for the next start, unless --nocompile_cache is given.
     """
     if several:
         flags.DEFINE_string("coordinator", None, 'host:port of process 0, or "auto" on a cluster that JAX knows.')
@@ -32,6 +46,7 @@ def run(main: Callable[[], int | None], *, several: bool = False) -> None:
         debugging = logging.get_verbosity() >= logging.DEBUG
         if not debugging:
             logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
+        _set_compile_cache(compile_cache)
         try:
             if several:
                 _join()
@@ -53,6 +68,27 @@ def _parse(argv: list[str]) -> list[str]:
     except AttributeError as error:  # the config has no such field
         print(f"error: --config has no field {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _set_compile_cache(by_default: bool) -> None:
+    """Tells JAX where to keep compiled programs: in this package's folder, unless the user has named another."""
+    if not _COMPILE_CACHE.value:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    is_set = jax.config.jax_compilation_cache_dir is not None  # by JAX_COMPILATION_CACHE_DIR
+    if is_set or not by_default:
+        return
+    try:
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = user_cache / "dvp_jax" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # it can be written
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        print(f"warning: compiled programs are not kept for the next start: {error}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a decoder has many small programs
 
 
 def _join() -> None:

@@ -15,6 +15,7 @@ from tests.models import both
         ({"prune_layer": 4, "min_exit_layer": 4}, "prune_layer is 4; allowed: an integer from 1 to 3"),
         ({"min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4 for this model"),
         ({"method": "calm", "exit_depths": (2, 5)}, "exit_depths is 5; allowed: an integer from 1 to 4 for this"),
+        ({"method": "dvp", "exit_depths": (2, 5)}, "exit_depths is 5; allowed: an integer from 1 to 4 for this"),
         ({"method": "oracle", "min_exit_layer": 5}, "min_exit_layer is 5; allowed: an integer from 1 to 4"),
         (
             {"thresholds_per_depth": (0.5,) * 3},

@@ -7,6 +7,7 @@ import re
 import pytest
 
 import dvp_jax
+from dvp_jax.decode.config import parse_exit_depths
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,12 @@ import dvp_jax
         ({"method": "calm", "exit_depths": (0, 2)}, "exit_depths is 0; allowed: an integer from 1"),
         ({"method": "calm", "exit_depths": 0}, "exit_depths is 0; allowed: an integer of at least 1"),
         ({"method": "calm", "exit_depths": "all"}, "exit_depths is 'all'; allowed: an integer of at least 1"),
+        (
+            {"method": "dvp", "exit_depths": (3, 3)},
+            "exit_depths is (3, 3); allowed: at least one depth, each once",
+        ),
+        ({"method": "dvp", "exit_depths": ()}, "exit_depths is (); allowed: at least one depth, each once"),
+        ({"method": "dvp", "exit_depths": 0}, "exit_depths is 0; allowed: an integer of at least 1"),
         ({"exit_depths": (1, 3)}, "prune_layer is 2; allowed: at most the first of exit_depths, 1"),
         ({"threshold": 1.5}, "threshold is 1.5; allowed: a number from 0 to 1"),
         ({"threshold": -0.1}, "threshold is -0.1; allowed: a number from 0 to 1"),
@@ -100,3 +107,14 @@ def test_a_file_without_a_proper_config_is_refused(content, message, tmp_path):
 def test_a_config_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config file .*none.json"):
         dvp_jax.load_decode_config(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("text", "depths"), [(None, None), ("4", 4), ("4,8,12", (4, 8, 12)), ("4,", (4,))])
+def test_exit_depths_are_read_from_text(text, depths):
+    assert parse_exit_depths(text) == depths
+
+
+@pytest.mark.parametrize("text", ["", ",", "all", "4,,8", "4;8", "-4", "4.5", "4,8,,"])
+def test_text_that_names_no_depths_is_refused(text):
+    with pytest.raises(ValueError, match=f"^exit_depths is {re.escape(repr(text))}; allowed: n for every n-th"):
+        parse_exit_depths(text)

@@ -4,7 +4,7 @@ import pytest
 
 import dvp_jax.evaluate.check
 from dvp_jax.evaluate.check import Check
-from tests.launching import SENTENCES, call, make_checkpoint, run_launcher, start
+from tests.launching import SENTENCES, call, check_error, launch, make_checkpoint, run_launcher, start
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +47,21 @@ def test_check_prints_differences_and_exits_with_1(shallow):
         ["differs", "this", "=", "that"],
         ["row", "3,", "position", "7:", "one", "against", "two"],
     ]
+
+
+def run_check_that_prints_its_exit_depths() -> None:
+    dvp_jax.evaluate.check.check_model = lambda model, ids, mask, cfg: [Check(f"at {cfg.exit_depths}", [])]
+    run_launcher("check")
+
+
+@pytest.mark.parametrize(("text", "depths"), [("2", "2"), ("1,2", "(1, 2)")])
+def test_check_takes_the_depths_at_which_tokens_may_exit(shallow, text, depths):
+    flags = "--prune_layer=1", f"--exit_depths={text}"
+    run = call(run_check_that_prints_its_exit_depths, f"--model={shallow.folder}", *flags)
+    assert run.stdout == f"same     at {depths}\n", run.stderr
+
+
+def test_check_refuses_impossible_exit_depths(shallow):
+    check_error(
+        launch("check", f"--model={shallow.folder}", "--exit_depths=all"), "exit_depths is 'all'; allowed: "
+    )

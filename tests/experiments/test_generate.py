@@ -1,8 +1,13 @@
 """`python -m experiments.generate` on a tiny random model."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
-from tests.launching import PIECES, SENTENCES, start
+from tests.launching import PIECES, ROOT, SENTENCES, check_error, launch, start
 
 
 def test_generate_prints_the_text_and_the_exit_layer_of_each_token(checkpoint):
@@ -28,3 +33,42 @@ def test_generate_prints_the_text_and_the_exit_layer_of_each_token(checkpoint):
     assert [int(cell[1]) for cell in cells[:-1]] == expected.exit_layers
     assert [float(cell[2]) for cell in cells[:-1]] == pytest.approx(expected.confidences, abs=1e-3)
     assert float(cells[-1][1]) == pytest.approx(sum(expected.exit_layers) / len(expected.exit_layers), abs=0.006)
+
+
+def generate(checkpoint, *flags):
+    prompt = f"--prompt=translate English to German: {SENTENCES[0]}"
+    return launch("generate", f"--model={checkpoint.folder}", prompt, "--max_new_tokens=12", *flags)
+
+
+@pytest.mark.parametrize(("text", "depths"), [("2", {1, 3, 4}), ("2,3", {2, 3, 4}), ("3,", {3, 4})])
+def test_generate_exits_at_the_given_depths_only(checkpoint, text, depths):
+    first = "--min_exit_layer=1", "--prune_layer=1", "--prune_size=33", "--threshold=0.2"
+    run = generate(checkpoint, *first, f"--exit_depths={text}")
+    assert run.returncode == 0, run.stderr
+    exits = {int(line.split()[1]) for line in run.stdout.splitlines()[3:-1]}
+    assert exits <= depths and len(exits) > 1
+
+
+@pytest.mark.parametrize("text", ["x", "2,,3", "0", "5,1", "3,3", "1,"])
+def test_generate_refuses_impossible_exit_depths(checkpoint, text):
+    check_error(generate(checkpoint, f"--exit_depths={text}"), "exit_depths", "allowed: ")
+
+
+def test_generate_says_how_long_the_first_text_took_when_asked_to(checkpoint):
+    quiet, verbose = generate(checkpoint), generate(checkpoint, "--verbosity=1")
+    assert verbose.returncode == 0 and verbose.stdout == quiet.stdout
+    pattern = r"load (\d+\.\d\d) s, compile (\d+\.\d\d) s, first text (\d+\.\d\d) s"
+    (seconds,) = re.findall(pattern, verbose.stderr)
+    assert float(seconds[0]) > 0.0
+    assert not re.search(pattern, quiet.stderr)
+
+
+def test_a_second_start_prints_no_warnings_about_the_programs_it_loads(checkpoint, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TF_CPP"))}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    command = [sys.executable, "-m", "experiments.generate", f"--model={checkpoint.folder}", "--prompt=bagu"]
+    for _ in range(2):
+        run = subprocess.run(
+            [*command, "--max_new_tokens=2"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert all("loading:" in line for line in run.stderr.splitlines() if line), run.stderr

@@ -1,7 +1,13 @@
 """How a launcher starts and ends: its flags, its exit status, and what it says of bad input."""
 
+import os
+import subprocess
+import sys
+
+import pytest
+
 from dvp_jax.runs import launch
-from tests.launching import call, start
+from tests.launching import ROOT, call, start
 
 LAUNCHED = """
 import sys
@@ -49,3 +55,69 @@ def run_what_raises() -> None:
 def test_launchers_show_bad_input_as_a_traceback_when_asked_to():
     run = call(run_what_raises, "--verbosity=1")
     assert run.returncode == 1 and "Traceback" in run.stderr
+
+
+COMPILE = """
+import jax
+from dvp_jax.runs import launch
+
+def main():
+    jax.block_until_ready(jax.jit(lambda x: x * 3)(2.0))
+    print("kept in", jax.config.jax_compilation_cache_dir)
+
+launch.run(main, compile_cache={by_default})
+"""
+
+
+def compile_one(*flags, by_default=True, **variables):
+    """Compiles a program in a launcher that has these environment variables and no other ones for the cache."""
+    environment = {name: value for name, value in os.environ.items() if "CACHE" not in name} | variables
+    command = [sys.executable, "-c", COMPILE.format(by_default=by_default), *flags]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_launchers_keep_their_programs_in_the_users_cache_folder(tmp_path):
+    folder = tmp_path / "dvp_jax" / "compiled"
+    assert compile_one(XDG_CACHE_HOME=str(tmp_path)).stdout == f"kept in {folder}\n"
+    assert any(path.name.endswith("-cache") for path in folder.iterdir())
+
+
+def test_the_users_cache_folder_is_in_the_home_by_default(tmp_path):
+    folder = tmp_path / ".cache" / "dvp_jax" / "compiled"
+    assert compile_one(HOME=str(tmp_path)).stdout == f"kept in {folder}\n"
+    assert any(folder.iterdir())
+
+
+def test_launchers_keep_their_programs_where_jax_is_told_to(tmp_path):
+    variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "chosen"), "XDG_CACHE_HOME": str(tmp_path / "user")}
+    assert compile_one(**variables).stdout == f"kept in {tmp_path / 'chosen'}\n"
+    assert not (tmp_path / "user").exists()
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["the user's folder", "a chosen folder"])
+def test_launchers_keep_no_programs_where_the_flag_says_so(tmp_path, chosen):
+    variables = {"XDG_CACHE_HOME": str(tmp_path)}
+    if chosen:
+        variables |= {
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "chosen"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    compile_one("--nocompile_cache", **variables)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_warning(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    run = compile_one(XDG_CACHE_HOME=str(file))
+    assert run.stdout == "kept in None\n"
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("warning: compiled programs are not kept for the next start: ") and str(file) in line
+
+
+def test_a_script_without_a_cache_keeps_programs_only_where_jax_is_told_to(tmp_path):
+    user, chosen = tmp_path / "user", tmp_path / "chosen"
+    compile_one(by_default=False, XDG_CACHE_HOME=str(user))
+    assert not user.exists()
+    run = compile_one(by_default=False, XDG_CACHE_HOME=str(user), JAX_COMPILATION_CACHE_DIR=str(chosen))
+    assert run.stdout == f"kept in {chosen}\n"
