@@ -75,8 +75,7 @@ def _set_compile_cache(by_default: bool) -> None:
     if not _COMPILE_CACHE.value:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    is_set = jax.config.jax_compilation_cache_dir is not None  # by JAX_COMPILATION_CACHE_DIR
-    if is_set or not by_default:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not by_default:
         return
     try:
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
