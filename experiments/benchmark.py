@@ -1,21 +1,31 @@
-"""Milliseconds per token against the bound that memory bandwidth sets, with forced exits, in one process.
+"""Milliseconds per token against the bound that memory bandwidth sets, with forced exits.
 
     python -m experiments.benchmark --preset=readme --results=runs/benchmark
 
 Uses random weights of a published shape, or a checkpoint. Thresholds force each token to exit at the depth asked
-for, so speed does not depend on a model's quality. Cases run in turn, A B A B, and medians are reported.
-`efficiency` is the time that reading the needed bytes takes at the machine's measured bandwidth, divided by the
-measured time. With --baselines, other decoders of the same weights run too. Prints tables; with --results, writes
-results.json and plots.
+for, so speed does not depend on a model's quality. Medians are reported. On a CPU all cases run in turn, A B A B.
+On a GPU or TPU each runs alone, after all were compiled. `efficiency` is the time that reading the needed bytes
+takes at the device's measured bandwidth, divided by the measured time. `compile s` is short for programs that an
+earlier start has compiled; --nocompile_cache compiles them again. With --baselines, other decoders of the same
+weights run too, on the same device.
+
+Each benchmark of a preset runs in a process of its own, which is killed when its time is over. The others go on.
+--preset=gpu takes at most 8 minutes, on one GPU with 80 GB. Each row is printed as soon as it is measured; with
+--results, it is written to results.json at once, and plots follow at the end.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 from absl import flags
 
 from dvp_jax.bench.baselines import LIBRARIES
 from dvp_jax.bench.cases import METHODS, PRESETS, make_benchmark
-from dvp_jax.bench.timing import run_benchmarks
+from dvp_jax.bench.preset import run_preset
+from dvp_jax.bench.results import Results
+from dvp_jax.bench.timing import run_benchmark
 from dvp_jax.runs import launch
 from dvp_jax.t5.config import SHAPES
 
@@ -25,7 +35,7 @@ _PRESET = flags.DEFINE_enum(
 _SHAPE = flags.DEFINE_string("shape", "t5-base", f"The model: {', '.join(SHAPES)}, or a checkpoint.")
 _METHODS = flags.DEFINE_multi_enum("methods", list(METHODS), [*METHODS, "shallow_deep"], "Methods to time.")
 _DEPTHS = flags.DEFINE_list(
-    "depths", None, "Exit depths; 0 for a spread. Unset: all, half and a quarter of the layers."
+    "depths", None, "Exit depths; 0 for a spread. Unset: all, half and a quarter of the layers, but at least 2."
 )
 _BATCH = flags.DEFINE_integer("batch", 1, "Rows decoded together.", lower_bound=1)
 _VOCAB = flags.DEFINE_integer("vocab_size", None, "Vocabulary, instead of the shape's own.", lower_bound=2)
@@ -33,11 +43,16 @@ _PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the tokens that `dvp` k
 _SOURCE = flags.DEFINE_integer("source_length", 256, "Tokens of each source.", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens that each row generates.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the weights.")
+_EXIT_DEPTHS = flags.DEFINE_list(
+    "exit_depths", "0", "Values of exit_depths to compare: 0 for every depth, n for every n-th."
+)
 _BRANCHING = flags.DEFINE_list("branch_every", "0", "Values of branch_every to compare; 0 for the backend's own.")
 _UNEMBEDDINGS = flags.DEFINE_list(
     "unembeddings", "auto", "Forms of the unembedding to compare: auto, float, int8."
 )
-_WAITING = flags.DEFINE_list("max_waiting", "1", "Values of max_waiting to compare, for method shallow_deep.")
+_WAITING = flags.DEFINE_list(
+    "max_waiting", None, "Values of max_waiting to compare, for method shallow_deep. Unset: the default."
+)
 _BASELINES = flags.DEFINE_enum(
     "baselines", None, list(LIBRARIES), "Other decoders to time too; need the extra bench."
 )
@@ -47,26 +62,42 @@ _RESULTS = flags.DEFINE_string("results", None, "A folder for results.json and t
 
 def main() -> None:
     """Runs the preset, or the benchmark that the flags describe."""
+    # JAX would take most of a GPU's memory, and PyTorch's decoders need some of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if _PRESET.value:
-        benchmarks = PRESETS[_PRESET.value]
-    else:
-        benchmark = make_benchmark(
-            _SHAPE.value,
-            _METHODS.value,
-            [int(depth) for depth in _DEPTHS.value] if _DEPTHS.value else None,
-            prune_size=_PRUNE_SIZE.value,
-            branch_every=[int(number) or None for number in _BRANCHING.value],
-            unembeddings=_UNEMBEDDINGS.value,
-            max_waiting=[int(number) for number in _WAITING.value],
-            vocab_size=_VOCAB.value,
-            batch=_BATCH.value,
-            source_length=_SOURCE.value,
-            new_tokens=_TOKENS.value,
-            dtype=_DTYPE.value,
-            baselines=_BASELINES.value,
-        )
-        benchmarks = (benchmark,)
-    run_benchmarks(benchmarks, _ROUNDS.value, _RESULTS.value)
+        run_preset(PRESETS[_PRESET.value], _ROUNDS.value, _RESULTS.value)
+        return
+    benchmark = make_benchmark(
+        _SHAPE.value,
+        _METHODS.value,
+        _integers(_DEPTHS) if _DEPTHS.value else None,
+        prune_size=_PRUNE_SIZE.value,
+        exit_depths=[number or None for number in _integers(_EXIT_DEPTHS)],
+        branch_every=[number or None for number in _integers(_BRANCHING)],
+        unembeddings=_UNEMBEDDINGS.value,
+        max_waiting=_integers(_WAITING) if _WAITING.value else [None],
+        vocab_size=_VOCAB.value,
+        batch=_BATCH.value,
+        source_length=_SOURCE.value,
+        new_tokens=_TOKENS.value,
+        dtype=_DTYPE.value,
+        baselines=_BASELINES.value,
+    )
+    results = Results(_RESULTS.value)
+    results.start(benchmark)
+    for measurement in run_benchmark(benchmark, _ROUNDS.value):
+        results.add(measurement)
+    results.finish()
+    results.plot()
+
+
+def _integers(flag: flags.FlagHolder[Any]) -> list[int]:
+    try:
+        return [int(text) for text in flag.value]
+    except ValueError:
+        raise ValueError(
+            f"{flag.name} is {','.join(flag.value)}; allowed: integers, with commas between"
+        ) from None
 
 
 if __name__ == "__main__":

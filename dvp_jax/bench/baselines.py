@@ -1,6 +1,7 @@
 """Other decoders of the same weights, for comparison: Hugging Face's PyTorch and CTranslate2.
 
-They need the extra `bench`. All of them read the same sources and generate the same number of tokens, greedily.
+They need the extra `bench`. All of them read the same sources and generate the same number of tokens, greedily, on
+the device that JAX runs on.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -21,11 +23,17 @@ from dvp_jax.bench.bandwidth import num_cores
 from dvp_jax.t5.hugging_face import hugging_face_tensors
 from dvp_jax.t5.load import Model
 
-LIBRARIES = ("huggingface", "ctranslate2")
-"""One library a run: once CTranslate2 has started its threads, PyTorch takes 1.5 times as long."""
 CTRANSLATE2_TYPES = ("float32", "bfloat16", "int8")
+LIBRARIES = {
+    "huggingface": ("Hugging Face eager", "Hugging Face compiled"),
+    "ctranslate2": tuple(f"CTranslate2 {compute_type}" for compute_type in CTRANSLATE2_TYPES),
+}
+"""The decoders of each library. One library a run: once CTranslate2 has started its threads, PyTorch takes 1.5
+times as long."""
 
 Ids = Int[np.ndarray, "batch source"]
+Tokens = list[list[int]]
+"""For each row, the ids that it generated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,48 +41,80 @@ class Baseline:
     """A decoder to time.
 
     Attributes:
-        decode: generates, and returns the token ids of each row.
-        encode: does the part of `decode` that is not decoding; its time is subtracted.
+        decode: generates, and returns when the device has finished.
+        to_host: the token ids of what `decode` returned, which may be on the device.
+        encode: does the part of `decode` that is not decoding; its time is subtracted. None where there is no such
+            part.
     """
 
-    decode: Callable[[], list[list[int]]]
-    encode: Callable[[], Any]
+    decode: Callable[[], Any]
+    to_host: Callable[[Any], Tokens]
+    encode: Callable[[], Any] | None = None
 
 
-def baselines(
-    library: str, model: Model, ids: Ids, new_tokens: int
-) -> dict[str, tuple[Baseline, list[list[int]]] | str]:
-    """The decoders of a library, run once each.
+class Started(NamedTuple):
+    """A decoder that has run once, or the reason why it cannot run."""
+
+    name: str
+    baseline: Baseline | None
+    tokens: Tokens  # that it generated
+    error: str
+
+
+def start_baselines(library: str, model: Model, ids: Ids, new_tokens: int) -> Iterator[Started]:
+    """The decoders of a library, each made and run once when it is asked for.
 
     Args:
-        library: one of LIBRARIES.
+        library: a key of LIBRARIES.
         model: the model whose weights they get.
         ids: (batch, source) token ids without padding.
         new_tokens: how many tokens each row generates.
-
-    Returns:
-        For each decoder's name, the decoder and the token ids that it generated; or, if it cannot run, the reason.
     """
-    makers: dict[str, Callable[[Path], Baseline]] = {}
+    make: Callable[[str, Path], Baseline]
     if library == "huggingface":
-        for kind in ("eager", "compiled"):
-            makers[f"Hugging Face {kind}"] = partial(hugging_face, model, ids, new_tokens, kind == "compiled")
+        make = partial(hugging_face, model, ids, new_tokens)
     else:
-        for compute_type in CTRANSLATE2_TYPES:
-            makers[f"CTranslate2 {compute_type}"] = partial(ctranslate2, model, ids, new_tokens, compute_type)
-    decoders: dict[str, tuple[Baseline, list[list[int]]] | str] = {}
+        make = partial(ctranslate2, model, ids, new_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in makers.items():
+        for name in LIBRARIES[library]:
             try:
-                baseline = make(Path(folder))
-                decoders[name] = baseline, baseline.decode()
+                baseline = make(name.split()[-1], Path(folder))
+                yield Started(name, baseline, baseline.to_host(baseline.decode()), "")
             except Exception as error:  # the failure of another project is a line of the table
-                decoders[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return decoders
+                yield Started(name, None, [], describe(error))
 
 
-def pytorch_model(model: Model) -> Any:
+def describe(error: Exception) -> str:
+    """The type of an error and the first line of its message, of at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def torch_device() -> str:
+    """The device that JAX runs on, as PyTorch and CTranslate2 name it: "cpu" or "cuda".
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        RuntimeError: PyTorch cannot use that device.
+    """
+    import torch
+
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    if backend != "gpu":
+        raise RuntimeError(f"JAX runs on a {backend}; allowed for other decoders: cpu, gpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("JAX runs on a GPU, but torch.cuda.is_available() is False; PyTorch needs CUDA")
+    return "cuda"
+
+
+def pytorch_model(model: Model, device: str = "cpu") -> Any:
     """The same weights as a Hugging Face PyTorch model, in float32.
+
+    Args:
+        model: the weights.
+        device: where PyTorch keeps them.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -83,7 +123,8 @@ def pytorch_model(model: Model) -> Any:
     import transformers
 
     config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
-    pytorch = transformers.T5ForConditionalGeneration(config).eval()
+    with torch.device(device):  # a GPU draws the weights that are replaced below in no time
+        pytorch = transformers.T5ForConditionalGeneration(config).eval()
     tensors = hugging_face_tensors(model.config, model.params)
     weights = {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
     missing, unexpected = pytorch.load_state_dict(weights, strict=False)
@@ -92,29 +133,34 @@ def pytorch_model(model: Model) -> Any:
     return pytorch
 
 
-def hugging_face(model: Model, ids: Ids, new_tokens: int, compiled: bool, _: Path) -> Baseline:
+def hugging_face(model: Model, ids: Ids, new_tokens: int, form: str, _: Path) -> Baseline:
     """Hugging Face's `generate`, on sources that are encoded beforehand.
 
     Args:
         model: the model whose weights it gets.
         ids: (batch, source) token ids without padding.
         new_tokens: how many tokens each row generates.
-        compiled: use a static cache and `torch.compile`; otherwise run eagerly.
+        form: "eager", or "compiled" for a static cache and `torch.compile`, on a GPU with CUDA graphs.
 
     Raises:
         ImportError: PyTorch is not installed.
+        RuntimeError: PyTorch cannot use JAX's device.
     """
     import torch
 
-    pytorch = pytorch_model(model)
-    pytorch = pytorch.to(torch.bfloat16 if model.params["shared"].dtype == jnp.bfloat16 else torch.float32)
-    source = torch.tensor(ids).long()
-    encoded = pytorch.encoder(input_ids=source)
-    options: dict[str, Any] = {"cache_implementation": "static"} if compiled else {}
-    if compiled:
-        pytorch.forward = torch.compile(pytorch.forward)
+    device = torch_device()
+    dtype = torch.bfloat16 if model.params["shared"].dtype == jnp.bfloat16 else torch.float32
+    pytorch = pytorch_model(model, device).to(dtype)
+    source = torch.tensor(ids, device=device).long()
+    with torch.inference_mode():
+        encoded = pytorch.encoder(input_ids=source)
+    options: dict[str, Any] = {}
+    if form == "compiled":
+        # `generate` would compile too, but on a GPU only.
+        options = {"cache_implementation": "static", "disable_compile": True}
+        pytorch.forward = torch.compile(pytorch.forward, mode=None if device == "cpu" else "reduce-overhead")
 
-    def decode() -> list[list[int]]:
+    def decode() -> torch.Tensor:
         with torch.inference_mode():
             tokens = pytorch.generate(
                 encoder_outputs=encoded,
@@ -125,13 +171,15 @@ def hugging_face(model: Model, ids: Ids, new_tokens: int, compiled: bool, _: Pat
                 num_beams=1,
                 **options,
             )
-        return tokens[:, 1:].tolist()  # without the start token
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return tokens
 
-    return Baseline(decode, lambda: None)
+    return Baseline(decode, lambda tokens: tokens[:, 1:].tolist())  # without the start token
 
 
 def ctranslate2(model: Model, ids: Ids, new_tokens: int, compute_type: str, folder: Path) -> Baseline:
-    """CTranslate2 with one worker on all CPU cores.
+    """CTranslate2 with one worker, on a CPU with all cores.
 
     Args:
         model: the model to convert. CTranslate2 reads and writes tokens by name: each is named by its id.
@@ -142,7 +190,9 @@ def ctranslate2(model: Model, ids: Ids, new_tokens: int, compute_type: str, fold
 
     Raises:
         ImportError: CTranslate2 or PyTorch is not installed.
+        RuntimeError: PyTorch or CTranslate2 cannot use JAX's device.
     """
+    device = torch_device()
     import ctranslate2 as ct2
     import transformers
     from tokenizers import Tokenizer, models
@@ -158,15 +208,15 @@ def ctranslate2(model: Model, ids: Ids, new_tokens: int, compute_type: str, fold
     target = folder / compute_type
     ct2.converters.TransformersConverter(str(source)).convert(str(target), quantization=compute_type)
     vocabulary = json.loads((target / "shared_vocabulary.json").read_text(encoding="utf-8"))
-    translator = ct2.Translator(str(target), compute_type=compute_type, intra_threads=num_cores())
+    translator = ct2.Translator(str(target), device=device, compute_type=compute_type, intra_threads=num_cores())
     ids_by_name = {name: index for index, name in enumerate(vocabulary)}
     rows = [[vocabulary[token] for token in row] for row in ids.tolist()]
 
-    def translate(length: int) -> list[list[int]]:
+    def translate(length: int) -> Tokens:
         results = translator.translate_batch(
             rows, beam_size=1, max_decoding_length=length, min_decoding_length=length
         )
         return [[ids_by_name[name] for name in result.hypotheses[0]] for result in results]
 
     # It has no call for the encoder alone: generating one token stands for it.
-    return Baseline(lambda: translate(new_tokens), lambda: translate(1))
+    return Baseline(lambda: translate(new_tokens), lambda tokens: tokens, lambda: translate(1))

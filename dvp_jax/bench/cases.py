@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ METHODS = ("full", "static", "calm", "dvp")
 """The methods that are timed unless others are named."""
 SPREAD = 0
 """As a depth: each token's exit is drawn evenly from all candidate depths."""
+_CHOOSES_DEPTHS = ("calm", "dvp")  # of the methods that are timed, those that read `exit_depths`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Case:
 
     Attributes:
         method: as in `DecodeConfig`.
-        depth: the depth at which every token exits, or SPREAD.
+        depth: the depth at which every token exits, or SPREAD. A depth at which the method asks nothing stands for
+            the next one at which it does.
         prune_size: K.
+        exit_depths: as in `DecodeConfig`: None for every depth, n for every n-th.
         branch_every: as in `DecodeConfig`.
         unembedding: as in `DecodeConfig`.
         max_waiting: as in `DecodeConfig`, for "shallow_deep"; None for its default.
@@ -42,6 +45,7 @@ class Case:
     method: str
     depth: int
     prune_size: int = 64
+    exit_depths: int | None = None
     branch_every: int | None = None
     unembedding: str = "auto"
     max_waiting: int | None = None
@@ -67,6 +71,7 @@ class Case:
             method=self.method,
             max_new_tokens=new_tokens,
             prune_size=self.prune_size,
+            exit_depths=self.exit_depths,
             branch_every=self.branch_every,
             unembedding=self.unembedding,
             **settings,
@@ -98,11 +103,20 @@ class Benchmark:
     baselines: str | None = None
 
 
+class Preset(NamedTuple):
+    """Benchmarks that run one after the other, each in a process of its own, and how long they may take."""
+
+    benchmarks: tuple[Benchmark, ...]
+    benchmark_s: float  # seconds after which a benchmark's process is killed
+    total_s: float | None = None  # seconds for all of them; what is left then does not run
+
+
 def grid(
     num_layers: int,
     methods: Sequence[str],
     depths: Sequence[int],
     *,
+    exit_depths: Sequence[int | None] = (None,),
     max_waiting: Sequence[int | None] = (None,),
     **fields: Any,
 ) -> tuple[Case, ...]:
@@ -114,6 +128,7 @@ def grid(
         num_layers: decoder layers of the model, L.
         methods: as in `DecodeConfig`.
         depths: the exit depths.
+        exit_depths: the values that "calm" and "dvp" are timed with.
         max_waiting: the values that "shallow_deep" is timed with.
         **fields: the other fields of every case.
     """
@@ -122,33 +137,55 @@ def grid(
         for depth in (num_layers,) if method == "full" else depths:
             if method == "static" and depth == SPREAD:
                 continue
-            for waiting in max_waiting if method == "shallow_deep" else (None,):
-                cases.append(Case(method, depth, max_waiting=waiting, **fields))
+            for waiting, every in itertools.product(
+                max_waiting if method == "shallow_deep" else (None,),
+                exit_depths if method in _CHOOSES_DEPTHS else (None,),
+            ):
+                cases.append(Case(method, depth, exit_depths=every, max_waiting=waiting, **fields))
     return tuple(cases)
 
 
 VOCAB_SIZES = (8_000, 32_000, 128_000, 250_000)
+_QUARTERS = (6, 12, 24, SPREAD)  # of 24 layers
+_ON_GPU = (
+    *grid(24, ("full", "static"), _QUARTERS[:2]),
+    *grid(24, ("dvp", "calm"), _QUARTERS, exit_depths=(None, 4)),
+)
 
-PRESETS: dict[str, tuple[Benchmark, ...]] = {
-    "readme": (
-        Benchmark("t5-base", grid(12, METHODS, (2, 3, 6, 9, 12, SPREAD)), baselines="huggingface"),
-        Benchmark("t5-base", grid(12, ("full", "dvp"), (6,)), baselines="ctranslate2"),
-        *(Benchmark("t5-base", grid(12, METHODS[1:], (6,)), vocab_size=size) for size in VOCAB_SIZES),
-        *(
-            Benchmark("t5-base", grid(12, ("full", "dvp"), (3, 6, 12)), batch=batch, new_tokens=16)
-            for batch in (8, 32)
+PRESETS: dict[str, Preset] = {
+    "readme": Preset(
+        (
+            Benchmark("t5-base", grid(12, METHODS, (2, 3, 6, 9, 12, SPREAD)), baselines="huggingface"),
+            Benchmark("t5-base", grid(12, ("full", "dvp"), (6,)), baselines="ctranslate2"),
+            *(Benchmark("t5-base", grid(12, METHODS[1:], (6,)), vocab_size=size) for size in VOCAB_SIZES),
+            *(
+                Benchmark("t5-base", grid(12, ("full", "dvp"), (3, 6, 12)), batch=batch, new_tokens=16)
+                for batch in (8, 32)
+            ),
         ),
+        benchmark_s=1800,
     ),
-    "gpu": (
-        *(
-            Benchmark(shape, grid(24, METHODS, (6, 12, 24, SPREAD)), dtype="bfloat16", baselines="huggingface")
-            for shape in ("t5-large", "t5-3b")
+    # What matters most comes first: the rest does not run if the time is over.
+    "gpu": Preset(
+        (
+            *(Benchmark(shape, _ON_GPU, dtype="bfloat16") for shape in ("t5-large", "t5-3b", "flan-t5-xxl")),
+            Benchmark("t5-large", grid(24, ("full",), ()), dtype="bfloat16", baselines="huggingface"),
+            *(
+                Benchmark(shape, _ON_GPU, batch=batch, dtype="bfloat16")
+                for batch in (32, 8)
+                for shape in ("t5-large", "t5-3b", "flan-t5-xxl")
+            ),
+            Benchmark("t5-3b", grid(24, ("full",), ()), dtype="bfloat16", baselines="huggingface"),
+            Benchmark(
+                "t5-large",
+                grid(24, ("full",), ())
+                + grid(24, ("dvp",), (12,), branch_every=2)
+                + grid(24, ("dvp",), (12,), branch_every=4),
+                dtype="bfloat16",
+            ),
         ),
-        Benchmark(
-            "t5-large",
-            grid(24, ("dvp",), (12,), branch_every=2) + grid(24, ("dvp",), (12,), branch_every=4),
-            dtype="bfloat16",
-        ),
+        benchmark_s=120,
+        total_s=470,  # eight minutes, less the start of this process and a margin
     ),
 }
 
@@ -159,9 +196,10 @@ def make_benchmark(
     depths: Sequence[int] | None,
     *,
     prune_size: int,
+    exit_depths: Sequence[int | None],
     branch_every: Sequence[int | None],
     unembeddings: Sequence[str],
-    max_waiting: Sequence[int],
+    max_waiting: Sequence[int | None],
     dtype: str,
     **fields: Any,
 ) -> Benchmark:
@@ -169,12 +207,13 @@ def make_benchmark(
 
     Args:
         shape: a key of SHAPES, or a checkpoint.
-        methods: as in `DecodeConfig`.
-        depths: the exit depths; None for all, half and a quarter of the layers.
+        methods: as in `DecodeConfig`. "full" comes first, since the others are compared with it.
+        depths: the exit depths; None for all, half and a quarter of the layers, but at least 2.
         prune_size: K.
+        exit_depths: the values of `exit_depths` to compare, for "calm" and "dvp"; None for every depth.
         branch_every: the values of `branch_every` to compare.
         unembeddings: the forms of the unembedding to compare.
-        max_waiting: the values of `max_waiting` to compare, for "shallow_deep".
+        max_waiting: the values of `max_waiting` to compare, for "shallow_deep"; None for the default.
         dtype: dtype of the weights.
         **fields: the other fields of `Benchmark`.
 
@@ -182,16 +221,19 @@ def make_benchmark(
         ValueError: a depth that the model does not have, or an unreadable checkpoint.
         FileNotFoundError: there is no such checkpoint.
     """
-    num_layers = _config(shape, dtype).num_decoder_layers
-    depths = (num_layers, num_layers // 2, num_layers // 4) if depths is None else depths
+    num_layers = model_config(Benchmark(shape, (), dtype=dtype)).num_decoder_layers
+    if depths is None:  # each once: small models have a quarter below 2
+        depths = list(dict.fromkeys(max(2, num_layers // part) for part in (1, 2, 4)))
     if not all(depth == SPREAD or 2 <= depth <= num_layers for depth in depths):
         raise ValueError(f"depths is {list(depths)}; allowed: from 2 to {num_layers}, or {SPREAD} for a spread")
+    methods = sorted(methods, key=lambda method: method != "full")
     cases: tuple[Case, ...] = ()
     for every, unembedding in itertools.product(branch_every, unembeddings):
         cases += grid(
             num_layers,
             methods,
             depths,
+            exit_depths=exit_depths,
             max_waiting=max_waiting,
             prune_size=prune_size,
             branch_every=every,
@@ -203,40 +245,52 @@ def make_benchmark(
 _load_checkpoint = lru_cache(maxsize=1)(load_model)  # needed for the depth of the decoder, then for timing
 
 
-def _config(shape: str, dtype: str) -> T5Config:
-    return SHAPES[shape] if shape in SHAPES else _load_checkpoint(shape, dtype).config
+def model_config(benchmark: Benchmark) -> T5Config:
+    """The shape of a benchmark's model, without an end token, so that every row generates its full length.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or another vocabulary is asked of it.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if benchmark.shape not in SHAPES:
+        config = _load_checkpoint(benchmark.shape, benchmark.dtype).config
+        if benchmark.vocab_size not in (None, config.vocab_size):
+            raise ValueError(
+                f"vocab_size is {benchmark.vocab_size}; allowed with a checkpoint: its own, {config.vocab_size}"
+            )
+    else:
+        config = SHAPES[benchmark.shape]
+        if benchmark.vocab_size:
+            config = dataclasses.replace(config, vocab_size=benchmark.vocab_size)
+    return dataclasses.replace(config, eos_token_id=-1)
 
 
 def make_model(benchmark: Benchmark) -> Model:
-    """The model of a benchmark, without an end token, so that every row generates its full length.
+    """The model of a benchmark: a checkpoint, or random weights.
 
     Raises:
-        ValueError: the checkpoint cannot be read.
-        FileNotFoundError: there is no such checkpoint.
+        ValueError: as `model_config`.
+        FileNotFoundError: as `model_config`.
     """
-    config = dataclasses.replace(_config(benchmark.shape, benchmark.dtype), eos_token_id=-1)
+    config = model_config(benchmark)
     if benchmark.shape not in SHAPES:
         return dataclasses.replace(_load_checkpoint(benchmark.shape, benchmark.dtype), config=config)
-    if benchmark.vocab_size:
-        config = dataclasses.replace(config, vocab_size=benchmark.vocab_size)
     return Model(config, init_params(config, jax.random.key(0), jnp.dtype(benchmark.dtype)))
 
 
-def exit_depths(depth: int, policy: ExitPolicy, num_layers: int, new_tokens: int) -> Int[np.ndarray, " tokens"]:
+def forced_depths(depth: int, policy: ExitPolicy, new_tokens: int) -> Int[np.ndarray, " tokens"]:
     """The depth at which each generated token is to exit.
 
     Args:
-        depth: the depth of all tokens, or SPREAD.
+        depth: the depth of all tokens, or SPREAD. Where the policy asks nothing at that depth, the tokens exit at
+            the next one at which it does, or at the last one.
         policy: the exit policy, whose candidate depths SPREAD draws from.
-        num_layers: decoder layers of the model, L.
         new_tokens: how many tokens are generated.
     """
+    depths = np.array([*policy.candidates, policy.last_depth])
     if depth != SPREAD:
-        return np.full(new_tokens, depth)
-    # Shallow-deep runs all layers after the first exit or none.
-    step = num_layers - policy.first_exit if policy.loop == "shallow_deep" else 1
-    candidates = np.arange(policy.first_exit, num_layers + 1, step)
-    return np.random.default_rng(0).choice(candidates, new_tokens)
+        return np.full(new_tokens, depths[np.searchsorted(depths, depth)])
+    return np.random.default_rng(0).choice(depths, new_tokens)
 
 
 def forcing_thresholds(depths: Int[np.ndarray, " tokens"], num_layers: int) -> Float[Array, "tokens depths"]:

@@ -120,12 +120,20 @@ def scaling_benchmarks(
 
 
 def time_confidence(benchmarks: Sequence[Benchmark], rounds: int) -> list[dict[str, Any]]:
-    """Runs benchmarks of `scaling_benchmarks`; returns the `scaling_rows` of all of them."""
+    """Runs benchmarks of `scaling_benchmarks`; returns the `scaling_rows` of all of them.
+
+    Raises:
+        ValueError: a case cannot run, for lack of memory for example.
+    """
     rows = []
     for benchmark in benchmarks:
         assert benchmark.vocab_size is not None
         config = dataclasses.replace(SHAPES[benchmark.shape], vocab_size=benchmark.vocab_size)
-        rows += scaling_rows(measure(benchmark, rounds), config)
+        timed = list(measure(benchmark, rounds))
+        for row in timed:
+            if "error" in row:
+                raise ValueError(f"vocab_sizes has {benchmark.vocab_size}; {row['method']} fails: {row['error']}")
+        rows += scaling_rows(timed, config)
     return rows
 
 
