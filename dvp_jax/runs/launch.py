@@ -6,6 +6,7 @@ line.
 
 from __future__ import annotations
 
+import logging as std_logging
 import os
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def run(main: Callable[[], int | None], *, several: bool = False, compile_cache:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         debugging = logging.get_verbosity() >= logging.DEBUG
+        # JAX's own log has dozens of lines for each program, in which a launcher's lines would be lost.
+        std_logging.getLogger("jax").setLevel(std_logging.WARNING)
         if not debugging:
             logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
         _set_compile_cache(compile_cache)

@@ -61,6 +61,7 @@ def test_generate_says_how_long_the_first_text_took_when_asked_to(checkpoint):
     (seconds,) = re.findall(pattern, verbose.stderr)
     assert float(seconds[0]) > 0.0
     assert not re.search(pattern, quiet.stderr)
+    assert "Finished XLA compilation" not in verbose.stderr  # JAX's own log
 
 
 def test_a_second_start_prints_no_warnings_about_the_programs_it_loads(checkpoint, tmp_path):
