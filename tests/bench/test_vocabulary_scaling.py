@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
-from dvp_jax.bench.vocabulary_scaling import scaling_rows, scaling_table
+from dvp_jax.bench import vocabulary_scaling
+from dvp_jax.bench.cases import Benchmark
+from dvp_jax.bench.vocabulary_scaling import scaling_rows, scaling_table, time_confidence
 from dvp_jax.t5.config import T5Config
 
 CONFIG = T5Config(d_model=10, num_layers=2, num_decoder_layers=6, vocab_size=1000)
@@ -47,3 +49,10 @@ def test_the_table_has_a_line_for_each_row():
 def test_nothing_can_be_taken_off_without_static():
     with pytest.raises(ValueError, match="static"):
         scaling_rows([TIMED[0]], CONFIG)
+
+
+def test_a_method_that_cannot_run_is_named(monkeypatch):
+    rows = [TIMED[1], {"method": "calm", "error": "RuntimeError: out of memory"}]
+    monkeypatch.setattr(vocabulary_scaling, "measure", lambda benchmark, rounds: iter(rows))
+    with pytest.raises(ValueError, match="vocab_sizes has 1000; calm fails: RuntimeError: out of memory"):
+        time_confidence([Benchmark("t5-small", (), vocab_size=1000)], 1)
