@@ -377,6 +377,7 @@ class DVP(CALM):
     final_vocab: str = "full"
 
     def __post_init__(self) -> None:
+        check_integer("prune_layer", self.prune_layer, 1, self.num_layers - 1)
         super().__post_init__()
         if self.confidence not in LOGIT_MEASURES:
             raise ValueError(
@@ -386,7 +387,6 @@ class DVP(CALM):
         if self.prune_layer > self.first_exit:
             first = "min_exit_layer" if self.first_exit == self.min_exit_layer else "the first of exit_depths"
             raise ValueError(f"prune_layer is {self.prune_layer}; allowed: at most {first}, {self.first_exit}")
-        check_integer("prune_layer", self.prune_layer, 1, self.num_layers - 1)
 
     @property
     def kept_rows(self) -> int:
