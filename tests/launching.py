@@ -120,7 +120,7 @@ def get_config():
         model={model!r},
         tasks={{"samsum": {{"path": {data!r}, "max_new_tokens": 12}}}},
         threshold=0.5,
-        prune_sizes=(16, 64),
+        prune_sizes=(8,),
     )
     {ending}
 """
@@ -232,6 +232,8 @@ PRELOADED = [
     "tests.train.helpers",
     "dvp_jax.analysis.run",
     "dvp_jax.evaluate.selection",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
     "ml_collections.config_flags",
 ]
 """What takes a process seconds to import."""

@@ -186,13 +186,13 @@ def test_every_cell_of_the_grid_is_in_sweep_json_as_evaluate_would_have_it(confi
         "evaluate",
         f"--config={configs / 'evaluate.py'}",
         f"--workdir={tmp_path}",
-        "--config.methods.dvp_64.prune_size=8",
-        "--config.methods.dvp_64.threshold=0.3",
+        "--config.methods.dvp_8.prune_size=8",
+        "--config.methods.dvp_8.threshold=0.3",
         "--config.explore=0",
     )
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    (row,) = [row for row in rows if row["name"] == "dvp_64"]
+    (row,) = [row for row in rows if row["name"] == "dvp_8"]
     (cell,) = [c for c in cells if c["name"] == "dvp,prune_layer=2,prune_size=8,threshold=0.3"]
     assert untimed({**row, "name": None}) == untimed({**cell, "name": None})
     full = cells[0]

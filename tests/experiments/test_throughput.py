@@ -16,7 +16,7 @@ SCHEDULES = ["fixed", "given", "source_length", "text_length", "mean_exit"]
 def launched(tmp_path_factory):
     """What the launcher writes and prints for the sources in every order, with one row and with three."""
     folder = tmp_path_factory.mktemp("throughput")
-    write_configs(folder, 11, config="del config.methods.calm, config.methods.dvp_64; return config")
+    write_configs(folder, 11, config="del config.methods.calm; return config")
     orders = [f"--orders={name}" for name in SCHEDULES[1:]]
     run = launch(
         "throughput",
@@ -34,7 +34,7 @@ def test_every_method_number_of_rows_and_schedule_is_compared_on_the_same_texts(
     rows, printed = launched
     compared = [(row["name"], row["rows"], row["schedule"]) for row in rows]
     assert sorted(compared) == sorted(
-        (name, size, schedule) for name in ("full", "dvp_16") for size in (1, 3) for schedule in SCHEDULES
+        (name, size, schedule) for name in ("full", "dvp_8") for size in (1, 3) for schedule in SCHEDULES
     )
     assert all(row["same"] == row["texts"] == 11 for row in rows)
     assert len(printed.splitlines()) == 2 + len(rows)
