@@ -85,6 +85,7 @@ def describe(
         "kernels_by_question": dict(sorted(counts.questions.items())),
         "copies": len(counts.copies),
         "largest_copy_bytes": max(counts.copies, default=0),
+        "prefetches": counts.prefetches,
         "sorts": counts.sorts,
         "conditionals": counts.conditionals,
         "collectives": counts.collectives,
@@ -98,7 +99,7 @@ def describe(
 
 def table(tokens: list[dict[str, Any]]) -> Table:
     """A column for each exit depth."""
-    counters = ["copies", "largest_copy_bytes", "conditionals", "collectives", "host_round_trips"]
+    counters = ["copies", "largest_copy_bytes", "prefetches", "conditionals", "collectives", "host_round_trips"]
     rows = [["layers that run", *(str(token["layers"]) for token in tokens)]]
     rows += [["kernels", *(str(token["kernels"]) for token in tokens)]]
     rows += [[f"- {part}", *(str(token["kernels_by_part"][part]) for token in tokens)] for part in PARTS]

@@ -18,7 +18,8 @@ _NO_KERNEL = {
     "replica-id", "add-dependency",
 }  # fmt: skip
 _HOST = {"infeed", "outfeed", "send", "recv"}
-_MOVES = {"copy", "copy-start", "transpose", "concatenate"}
+_MOVES = {"copy", "transpose", "concatenate"}
+_PREFETCHES = {"copy-start", "slice-start"}
 _SCOPES = {"layer": "layers", "question": "questions", "prune": "pass at p", "propagate": "exit"}
 _SCOPES |= {"read_final": "final reading", "cache": "cache"}
 PARTS = (*_SCOPES.values(), "rest")
@@ -63,6 +64,7 @@ class TokenCounts:
         layers: kernels by depth.
         questions: kernels by depth.
         copies: bytes of each array that is copied or transposed.
+        prefetches: how many arrays, or parts of them, a TPU brings to its fast memory while it computes.
         sorts: how many values each sort sorts at once.
         conditionals: how many are passed.
         collectives: how many results are sent between devices.
@@ -74,6 +76,7 @@ class TokenCounts:
     questions: Counter[int] = dataclasses.field(default_factory=Counter)
     copies: list[int] = dataclasses.field(default_factory=list)
     sorts: list[int] = dataclasses.field(default_factory=list)
+    prefetches: int = 0
     conditionals: int = 0
     collectives: int = 0
     callbacks: int = 0
@@ -146,6 +149,8 @@ def count_token(
                     walk(instruction.computations[exits], num_groups + 1)
             elif opcode in ("call", "while"):
                 walk(instruction.computations[-1], num_groups)
+            elif opcode in _PREFETCHES:
+                counts.prefetches += 1
             elif opcode not in _NO_KERNEL and not opcode.endswith("-done"):
                 if part == "questions" and depth == prune_depth:
                     part = "pass at p"
@@ -200,7 +205,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _num_bytes(shape: str) -> int:
-    """Bytes of an array, or of the first one of a tuple: what `copy-start` copies."""
+    """Bytes of an array, or of the first one of a tuple."""
     match = re.search(r"[a-z]+(\d*)\w*\[([\d,]*)\]", shape)
     assert match is not None
     return math.prod(int(size) for size in match[2].split(",") if size) * max(int(match[1] or 8) // 8, 1)

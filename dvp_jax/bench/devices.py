@@ -157,8 +157,9 @@ def device_mesh(name: str, sizes: list[int]) -> Mesh:
         raise ValueError(
             f"mesh is {sizes}; allowed for {name}: two integers of at least 1, at most {most} devices"
         )
-    # The compiler must not look for devices.
+    # The compiler must not look for devices, and several may run at a time.
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     if name == "h200":
         options: dict[str, Any] = {"target_config": H200_TARGET, "topology": "1x1x1"}
         topology = topologies.get_topology_desc(platform="cuda", topology_name="any", **options)

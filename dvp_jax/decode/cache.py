@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.t5.backend import backend
+from dvp_jax.t5.backend import backend
 from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
 
@@ -127,7 +128,11 @@ class CachedDecoder:
             h_l, and the layer's block with this token's keys and values.
         """
         block = self.append(depth, hidden)
-        return self._attend(depth, hidden[:, None], block, self._token_bias)[:, 0], block
+        hidden = self._attend(depth, hidden[:, None], block, self._token_bias)[:, 0]
+        if backend() == "tpu":
+            # Else the compiler takes 9 GB for 19 layers in a row, and more for more; so it takes 1 GB.
+            hidden, block = lax.optimization_barrier((hidden, block))
+        return hidden, block
 
     def append(self, depth: int, hidden: Float[Array, "batch d_model"]) -> Block:
         """The layer's block with this token's keys and values. Alone, without `run`, it is state propagation."""

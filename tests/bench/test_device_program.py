@@ -210,6 +210,19 @@ def test_t5_large_on_an_h200_keeps_its_limits(tmp_path):
     assert result["tokens"][2]["conditionals"] <= 3  # half depth: the candidate before 12
 
 
+@for_gpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "full", "limits"),
+    # At commit 0284c73 `full` took 421 and 445, and `dvp` at half depth took 441 in batches of 8.
+    [(8, 360, {"fixed": 60, "a_depth": 17, "an_exit": 5}), (32, 385, {"fixed": 65, "a_depth": 18, "an_exit": 9})],
+)
+def test_batches_of_t5_large_on_an_h200_keep_their_limits(tmp_path, batch, full, limits):
+    (token,) = compiled(tmp_path, "--method=full", f"--batch={batch}")["tokens"]
+    assert token["kernels"] <= full and token["largest_copy_bytes"] < LARGEST_COPY
+    check_h200(compiled(tmp_path, "--exit=2,6,12,24", f"--batch={batch}"), **limits)
+
+
 @for_tpu
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--method=full"], ["--method=calm"], ["--batch=16", "--engine"]])
