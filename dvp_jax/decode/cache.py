@@ -30,7 +30,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.t5.backend import backend
-from dvp_jax.t5.backend import backend
 from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
 
