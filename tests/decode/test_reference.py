@@ -74,9 +74,21 @@ def with_classifier(model):
     return model, (torch.from_numpy(weight), 0.3)
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(data=st.data())
 def test_tokens_and_exits_equal_the_reference(data):
+    check_against_reference(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(data=st.data())
+def test_tokens_and_exits_of_many_settings_equal_the_reference(data):
+    check_against_reference(data)
+
+
+def check_against_reference(data):
+    """Draws settings, a model and a prompt, and decodes with both."""
     fields = data.draw(decode_settings())
     peer, model = both(*MODELS[data.draw(st.sampled_from(sorted(MODELS)))])
     model, classifier = with_classifier(model)

@@ -24,6 +24,8 @@ from tests.decode.helpers import (
 )
 from tests.models import both
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @settings(max_examples=9)
 @given(

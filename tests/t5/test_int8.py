@@ -63,7 +63,7 @@ def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
         assert (quantize_unembedding(weight).rescore(states, weight, 1).proven == proven).all()
 
 
-@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize("size", [64, pytest.param(512, marks=pytest.mark.slow)])
 def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
     model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
     weight = unembedding(model.config, model.params)
