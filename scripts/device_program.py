@@ -107,7 +107,7 @@ def table(tokens: list[dict[str, Any]]) -> Table:
         rows.append([f"kernels of {name}", *(spread(token[key]) for token in tokens)])
     rows += [[name.replace("_", " "), *(f"{token[name]:,}" for token in tokens)] for name in counters]
     rows.append(["values sorted at once", *(", ".join(map(str, token["sorts"])) or "no sort" for token in tokens)])
-    rows.append(["MB to read", *(f"{token['bytes'] / 1e6:,.0f}" for token in tokens)])
+    rows.append(["MB to read on all devices", *(f"{token['bytes'] / 1e6:,.0f}" for token in tokens)])
     rows += [[name, *(f"{token['modelled'][name]:,}" for token in tokens)] for name in tokens[0]["modelled"]]
     return Table(["one token", *(f"exits at {token['exit']}" for token in tokens)], rows)
 
