@@ -255,11 +255,8 @@ class Static(ExitPolicy):
 
 
 @dataclasses.dataclass(frozen=True)
-class CALM(ExitPolicy):
-    """A token exits at the first depth whose confidence exceeds the threshold (CALM, arXiv 2207.07061, section 3).
-
-    A measure of logits reads the full vocabulary at every candidate depth. A measure of the hidden state reads it
-    once, for the token that exits.
+class CandidateDepths(ExitPolicy):
+    """A policy that chooses among depths before the last one: the base of CALM and the oracle.
 
     Attributes:
         min_exit_layer: first candidate depth, unless `exit_depths` names the candidates.
@@ -270,19 +267,30 @@ class CALM(ExitPolicy):
     min_exit_layer: int = 2
     exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
 
-    uses_threshold: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
         check_exit_depths(self.exit_depths, self.num_layers)
 
     @property
     def first_exit(self) -> int:
-        return first_candidate(self.min_exit_layer, self.exit_depths)
+        return min(self.exit_depths) if isinstance(self.exit_depths, tuple) else self.min_exit_layer
 
     @property
     def candidates(self) -> Sequence[int]:
-        return candidate_depths(self.min_exit_layer, self.exit_depths, self.last_depth)
+        if isinstance(self.exit_depths, tuple):
+            return tuple(depth for depth in sorted(self.exit_depths) if depth < self.last_depth)
+        return range(self.min_exit_layer, self.last_depth, self.exit_depths or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CALM(CandidateDepths):
+    """A token exits at the first depth whose confidence exceeds the threshold (CALM, arXiv 2207.07061, section 3).
+
+    A measure of logits reads the full vocabulary at every candidate depth. A measure of the hidden state reads it
+    once, for the token that exits.
+    """
+
+    uses_threshold: ClassVar[bool] = True
 
     def decide(self, output: LayerOutput, threshold: Array, heads: Heads) -> ExitDecision:
         if self.confidence in LOGIT_MEASURES:
@@ -435,52 +443,24 @@ class DVP(CALM):
 
 
 @dataclasses.dataclass(frozen=True)
-class Oracle(ExitPolicy):
+class Oracle(CandidateDepths):
     """A token exits at the first depth whose likeliest token is the full model's.
 
     The bound of every measure (CALM, section 3). It must know the full model's token beforehand, so it runs all
     layers: for analysis, not for speed.
 
     Attributes:
-        min_exit_layer: first depth at which a token may exit.
-        exit_depths: as for `CALM`.
         oracle_states: what later tokens attend to. "own": the states that tokens exited with, propagated, as in
             any early exit. "full": the states of the full model.
     """
 
-    min_exit_layer: int = 2
-    exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
     oracle_states: str = "own"
 
     loop: ClassVar[str] = "all_layers"
 
-    def __post_init__(self) -> None:
-        check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
-        check_exit_depths(self.exit_depths, self.num_layers)
-
-    @property
-    def first_exit(self) -> int:
-        return first_candidate(self.min_exit_layer, self.exit_depths)
-
-    @property
-    def candidates(self) -> Sequence[int]:
-        return candidate_depths(self.min_exit_layer, self.exit_depths, self.last_depth)
-
     @property
     def propagates_state(self) -> bool:
         return self.oracle_states == "own"
-
-
-def candidate_depths(min_exit_layer: int, exit_depths: ExitDepths, last_depth: int) -> Sequence[int]:
-    """The depths below the last one at which a token may exit, ascending."""
-    if isinstance(exit_depths, tuple):
-        return tuple(depth for depth in sorted(exit_depths) if depth < last_depth)
-    return range(min_exit_layer, last_depth, exit_depths or 1)
-
-
-def first_candidate(min_exit_layer: int, exit_depths: ExitDepths) -> int:
-    """The first depth at which a token may exit."""
-    return min(exit_depths) if isinstance(exit_depths, tuple) else min_exit_layer
 
 
 def check_exit_depths(exit_depths: ExitDepths, num_layers: int) -> None:

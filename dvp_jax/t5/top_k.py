@@ -29,7 +29,7 @@ def top_k(
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        if backend() == "gpu" and k > _OWN_KERNEL and _block_size(k) * k < values.shape[1]:
+        if backend() == "gpu" and _OWN_KERNEL < k <= _MOST_SORTED // 2 and values.shape[1] > _MOST_SORTED:
             return _top_k_by_blocks(values, k)
         # The barrier keeps XLA from turning a top-k whose columns are sliced apart into a sort of the row, which
         # is a hundred times slower.
@@ -62,10 +62,6 @@ _MOST_SORTED = 8192
 """How many values to sort at once."""
 
 
-def _block_size(k: int) -> int:
-    return max(1, _MOST_SORTED // k)
-
-
 def _top_k_by_blocks(
     values: Float[Array, "batch size"], k: int
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
@@ -76,7 +72,7 @@ def _top_k_by_blocks(
     largest values, and of equal values those with the smallest indices.
     """
     batch, size = values.shape
-    block = _block_size(k)
+    block = _MOST_SORTED // k
     padded = jnp.pad(values, ((0, 0), (0, -size % block)), constant_values=-jnp.inf)
     blocks = padded.reshape(batch, -1, block)
     _, chosen = lax.top_k(jnp.max(blocks, axis=-1), k)
