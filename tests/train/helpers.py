@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import faulthandler
 import os
@@ -158,7 +159,10 @@ def _redirected(log: Path, function: Callable[..., None], *arguments: object) ->
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     faulthandler.enable()
-    function(*arguments)
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # as Python does at its end, but not at that of a forked process
 
 
 def launch_finetune(arguments: list[str]) -> None:
@@ -175,7 +179,9 @@ def train_until_the_disk_is_full(workdir: Path, cfg: TrainConfig, step: int, aft
         if current == step:
             while after is not None and not (workdir / "checkpoints" / str(after)).is_dir():
                 time.sleep(0.01)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the log is smaller, a checkpoint is not
+            for descriptor in (1, 2):  # else what is printed from here on may be the first to meet the bound
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # metrics are smaller, a checkpoint is not
 
     jax.config.update("jax_enable_compilation_cache", False)  # else JAX's cache may be the first to meet the bound
     trainer.train_step = counting_step
