@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from dvp_jax.decode.compiling import compiler_options
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import branch_every
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
@@ -136,7 +137,8 @@ def decode_arguments(
     stacks = model.mesh is None and policy.propagates_state and stacking_pays(backend())
     stacked = model.stacked_keys_values if stacks and policy.first_exit < policy.last_depth else None
     every = cfg.branch_every or branch_every(backend(), policy.last_depth - policy.first_exit)
-    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every)
+    options = compiler_options(cfg.capture, policy, backend())
+    program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every, options)
     return program, DecodeInputs(model.params, int8, stacked, encoded, place(model.mesh, thresholds))
 
 

@@ -78,6 +78,8 @@ class DecodeConfig:
             those of the "full" model.
         branch_every: the fewest layers between two branches that skip the layers which are left. Outputs
             are the same. None takes what the backend needs (`dvp_jax.decode.layer_loop.branch_every`).
+        capture: whether a GPU runs the token loop as one CUDA graph. None: where that form has run on a device
+            (`dvp_jax.decode.compiling.compiler_options`). Outputs are the same.
         unembedding: how the full vocabulary is read. "float" multiplies with the unembedding. "int8" finds the
             likeliest tokens through an int8 copy, for a quarter of the bytes; they are proven to be the same. The
             tail of the softmax, for confidence and `prune_mass`, comes from the copy (docs/performance.md bounds
@@ -106,6 +108,7 @@ class DecodeConfig:
     oracle_states: str = "own"
     unembedding: str = "auto"
     branch_every: int | None = None
+    capture: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, ExitPolicy):
@@ -119,6 +122,8 @@ class DecodeConfig:
             ("unembedding", UNEMBEDDINGS),
         ):
             _check_choice(name, getattr(self, name), allowed)
+        if self.capture not in (None, True, False):
+            raise ValueError(f"capture is {self.capture!r}; allowed: None, True, False")
         for name in ("max_new_tokens", "min_exit_layer", "prune_layer", "prune_size", "max_waiting"):
             check_integer(name, getattr(self, name), 1, None)
         for name in ("static_exit_layer", "branch_every"):

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from dvp_jax.decode.api import decode_arguments, encode
+from dvp_jax.decode.compiling import ProgramJit
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import GeneratedText, pad_rows, to_text
@@ -79,8 +80,7 @@ def _refill(
     )
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advance(
+def _take_steps(
     program: DecodeProgram,
     inputs: DecodeInputs,
     state: DecodeState,
@@ -101,6 +101,9 @@ def _advance(
         return state, StepCounts(counts.steps + 1, counts.tokens + num_tokens, counts.layers + depth)
 
     return lax.while_loop(goes_on, step, (state, StepCounts(*[jnp.int32(0)] * 3)))
+
+
+_advance = ProgramJit(_take_steps, donate_argnums=2)
 
 
 class Lane:

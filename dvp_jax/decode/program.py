@@ -16,6 +16,10 @@ from dvp_jax.t5.model import Params, unembedding
 from dvp_jax.t5.stacked import StackedKeysValues
 
 
+CompilerOptions = tuple[tuple[str, str | int], ...]
+"""XLA's options by name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeProgram:
     """The static key of a compiled decode program, beside the shapes of its arguments.
@@ -25,12 +29,14 @@ class DecodeProgram:
         policy: after which layer a token exits.
         max_new_tokens: the most tokens to generate.
         branch_every: how many layers run between two questions whether every row has exited.
+        compiler_options: for XLA.
     """
 
     config: T5Config
     policy: ExitPolicy
     max_new_tokens: int
     branch_every: int = 1
+    compiler_options: CompilerOptions = ()
 
 
 @struct.dataclass

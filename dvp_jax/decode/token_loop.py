@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import KVCache, empty_cache
+from dvp_jax.decode.compiling import ProgramJit
 from dvp_jax.decode.oracle import decode_oracle_token
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.step import decode_token
@@ -76,8 +76,7 @@ def next_position(program: DecodeProgram, state: DecodeState) -> Bool[Array, "ba
     return (jnp.arange(program.max_new_tokens) == state.cache.lengths[:, None]) & ~state.ended[:, None]
 
 
-@partial(jax.jit, static_argnums=0)
-def decode_tokens(program: DecodeProgram, inputs: DecodeInputs) -> Decoded:
+def _decode_tokens(program: DecodeProgram, inputs: DecodeInputs) -> Decoded:
     """Decodes until the text of every row has ended."""
 
     def some_text_goes_on(state: DecodeState) -> Array:
@@ -85,3 +84,6 @@ def decode_tokens(program: DecodeProgram, inputs: DecodeInputs) -> Decoded:
 
     start = initial_state(program, inputs.encoded)
     return lax.while_loop(some_text_goes_on, partial(next_token, program, inputs), start).decoded
+
+
+decode_tokens = ProgramJit(_decode_tokens)
