@@ -17,6 +17,8 @@ class Reference:
     exit_layers: list[int]
     confidences: list[float]
     margin: float  # the least by which any decision was made: less than float32's rounding means a tie
+    corrected: list[bool] = dataclasses.field(default_factory=list)  # lossless: drafts that were replaced
+    layers_run: int = 0  # lossless: one after the other
 
 
 @torch.no_grad()
@@ -31,7 +33,7 @@ def reference_decode(
     min_exit_layer: int = 2,
     exit_depths: int | tuple[int, ...] | None = None,
     prune_layer: int = 2,
-    prune_size: int = 64,
+    prune_size: int | None = 64,
     prune_rule: str = "fixed",
     prune_mass: float | None = None,
     prune_size_min: int | None = None,
@@ -48,9 +50,12 @@ def reference_decode(
     Args:
         model: PyTorch's.
         input_ids: of the source.
-        max_waiting: changes no text, and is ignored.
+        max_waiting: for "lossless". With "shallow_deep" it changes no text, and is ignored.
         classifier: weight (d_model,) and bias of the measure "meta".
     """
+    lossless = method == "lossless"
+    if lossless:  # drafts are made as by these
+        method = "calm" if prune_size is None else "dvp"
     config, decoder = model.config, model.decoder
     num_layers = config.num_decoder_layers
     source = torch.tensor([input_ids])
@@ -73,9 +78,11 @@ def reference_decode(
         return token, value, gap
 
     entered = [[] for _ in range(num_layers)]  # for each layer, the state with which each token entered it
+    waiting = []  # lossless: of each token that is not verified yet, its place and the full model's token
     out = Reference([], [], [], math.inf)
     token = config.decoder_start_token_id
-    for t in range(1, max_new_tokens + 1):
+    while len(out.tokens) < max_new_tokens:
+        t = len(out.tokens) + 1
         hidden = model.shared(torch.tensor([[token]]))
         full = None
         if method == "oracle":
@@ -133,7 +140,7 @@ def reference_decode(
                 if prune_rule == "mass":
                     kept, edge = reaching(logits, kept, prune_mass, edge)
                 out.margin = min(out.margin, edge)
-        if method == "shallow_deep":  # later tokens attend to what the skipped layers compute
+        if method == "shallow_deep" or lossless:  # later tokens attend to what the skipped layers compute
             for deeper in range(depth, num_layers):
                 entered[deeper].append(hidden)
                 hidden = run_layer(decoder, deeper, entered[deeper], encoded)
@@ -146,6 +153,23 @@ def reference_decode(
         out.tokens.append(token)
         out.exit_layers.append(depth)
         out.confidences.append(value)
+        out.corrected.append(False)
+        if lossless:
+            full, gap = best_of(logits_of(hidden), None)
+            out.margin = min(out.margin, gap)
+            waiting.append((len(out.tokens) - 1, full))
+            goes_on = token != config.eos_token_id and len(out.tokens) < max_new_tokens
+            if depth < num_layers and len(waiting) < max_waiting and goes_on:
+                out.layers_run += depth
+                continue
+            out.layers_run += num_layers
+            wrong = [(place, full) for place, full in waiting if out.tokens[place] != full]
+            waiting = []
+            if wrong:
+                place, token = wrong[0]
+                out.tokens[place], out.corrected[place] = token, True
+                for values in (out.tokens, out.exit_layers, out.confidences, out.corrected, *entered):
+                    del values[place + 1 :]
         if token == config.eos_token_id:
             break
     return out

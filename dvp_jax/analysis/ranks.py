@@ -66,7 +66,9 @@ def size_for_coverage(ranks: Int[np.ndarray, " tokens"], share: float) -> int:
 def prune_sizes(methods: Iterable[DecodeConfig], vocab_size: int) -> list[int]:
     """Lists the values of K to report: powers of two, the vocabulary size, and the K of every dvp method."""
     powers = {1 << bits for bits in range(vocab_size.bit_length())}
-    return sorted(powers | {vocab_size} | {cfg.prune_size for cfg in methods if cfg.name == "dvp"})
+    return sorted(
+        powers | {vocab_size} | {cfg.prune_size for cfg in methods if cfg.name == "dvp" and cfg.prune_size}
+    )
 
 
 def rank_report(table: TokenTable, name: str, sizes: Sequence[int]) -> dict[str, Any]:

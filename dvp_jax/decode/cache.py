@@ -1,24 +1,22 @@
 """The self-attention cache, and the decoder layers that read it.
 
-The cache of a layer is a ring of columns. Each step writes one column, the same in every row of the batch, and a
-row attends to as many columns before it as its text has tokens. So rows whose texts began at different steps stand
-side by side, and a row that begins a new text needs nothing cleared: its length becomes 0. T5 sees distances
-between tokens, never positions, so the column that a token stands in does not matter.
+A row writes at its own length: column `c` holds the keys and values of its token `c`. So rows of different lengths
+stand side by side. A row that begins a new text, or takes tokens back, needs nothing cleared: its length becomes
+smaller, and later columns are not attended to.
 
-For instance 6 columns at step 8, where row 0 has 5 tokens and row 1 has 2 ("." is not attended to):
+Each step writes the last `policy.window` tokens of each row. The window is this token alone, unless skipped layers
+run later (`dvp_jax.decode.deferred`): then it also holds the tokens that wait for them. The cache begins with
+window - 1 columns that no token owns, so that the window never begins before the cache.
 
-    column    0   1   2   3   4   5
-    written   6   7   8   3   4   5     step at which the column is written; column 2 belongs to this token
-    row 0     x   x   x   x   x   x
-    row 1     x   x   x   .   .   .
+For instance a window of 3, and 8 columns, where row 0 has 5 tokens before this one, and row 1 has 2:
 
-Columns are grouped in blocks of `policy.block_size`. It is 1 unless skipped layers run later (shallow-deep): then
-the tokens of the current block wait in `exit_states`, and a layer that runs computes the block's missing keys and
-values in one product. At the end of a block nothing waits.
+    row 0     .   .   0   1   2   3   4   5      the window: tokens 3, 4, and 5, which is this one
+    row 1     .   .   0   1   2   -   -   -      the window: tokens 0, 1 and 2
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -33,47 +31,58 @@ from dvp_jax.t5.backend import backend
 from dvp_jax.t5.layers import MASKED, DecoderLayer, KeysValues, Segment, distance_bias, padding_bias
 from dvp_jax.t5.model import has_relative_bias
 
-Block = Float[Array, "2 batch num_heads block d_kv"]
-"""Keys and values of one layer, for the tokens of the current block."""
-
+Block = Float[Array, "2 batch num_heads window d_kv"]
+"""Keys and values of one layer, for the tokens of the window."""
 
 Columns = Float[Array, "depths 2 batch num_heads columns d_kv"] | list[KeysValues]
-"""All columns of the ring. On a GPU one array, which one kernel writes. On CPU an array for each layer's keys and
-one for its values: a part of a larger array would be copied for each product."""
+"""All columns. On a GPU one array, which one kernel writes. On CPU an array for each layer's keys and one for its
+values: a part of a larger array would be copied for each product."""
+
+
+@struct.dataclass
+class Waiting:
+    """The tokens of the window that have not run all layers, oldest first; the last place is for the next token.
+
+    A token never waits deeper than an older one: when it enters a layer, it takes the older ones along.
+    """
+
+    hidden: Float[Array, "batch window d_model"]  # h_l after the layers that each has run
+    depths: Int[Array, "batch window"]  # l; L where nothing waits
+    drafts: Int[Array, "batch window"]  # the token that each was read as
 
 
 @struct.dataclass
 class KVCache:
-    """Self-attention keys and values of a batch, and the bookkeeping of the ring."""
+    """Self-attention keys and values of a batch."""
 
     columns: Columns  # keys and values of each layer that runs
-    step: Int[Array, ""]  # steps taken so far
     lengths: Int[Array, " batch"]  # tokens of each row's text so far
-    exit_states: Float[Array, "batch block d_model"]  # that the tokens of the current block exited with
-    num_filled: Int[Array, " depths"]  # tokens of the current block whose keys and values each layer has
-
-
-def num_columns(program: DecodeProgram) -> int:
-    """Columns of the ring: whole blocks, enough that the current block overwrites no column still attended to."""
-    block = program.policy.block_size
-    return -(-(program.max_new_tokens + block - 1) // block) * block
+    waiting: Waiting | None  # None unless skipped layers run later
 
 
 def empty_cache(program: DecodeProgram, encoded: Encoded) -> KVCache:
     """The cache of a batch that has decoded nothing."""
     config, policy = program.config, program.policy
     batch = encoded.mask.shape[0]
-    layer = jnp.zeros((batch, config.num_heads, num_columns(program), config.d_kv), encoded.cross[0][0].dtype)
+    num_columns = program.max_new_tokens + policy.window - 1
+    layer = jnp.zeros((batch, config.num_heads, num_columns, config.d_kv), encoded.cross[0][0].dtype)
     columns: Columns = [(layer, layer) for _ in range(policy.last_depth)]
     if backend() != "cpu":
         columns = jnp.zeros((policy.last_depth, 2, *layer.shape), layer.dtype)
-    return KVCache(
-        columns=columns,
-        step=jnp.int32(0),
-        lengths=jnp.zeros(batch, jnp.int32),
-        exit_states=jnp.zeros((batch, policy.block_size, config.d_model), jnp.float32),
-        num_filled=jnp.zeros(policy.last_depth, jnp.int32),
-    )
+    zeros, waiting = jnp.zeros((batch, policy.window), jnp.int32), None
+    if policy.runs_skipped_layers_later:
+        hidden = jnp.zeros((*zeros.shape, config.d_model), jnp.float32)
+        waiting = Waiting(hidden, zeros + policy.last_depth, zeros)
+    return KVCache(columns, zeros[:, 0], waiting)
+
+
+def restarted(program: DecodeProgram, cache: KVCache, is_new: Bool[Array, " batch"]) -> KVCache:
+    """The cache with rows that begin a new text."""
+    waiting = cache.waiting
+    if waiting is not None:
+        depths = jnp.where(is_new[:, None], program.policy.last_depth, waiting.depths)
+        waiting = dataclasses.replace(waiting, depths=depths)
+    return KVCache(cache.columns, jnp.where(is_new, 0, cache.lengths), waiting)
 
 
 class CachedDecoder:
@@ -87,31 +96,44 @@ class CachedDecoder:
 
     def __init__(self, program: DecodeProgram, inputs: DecodeInputs, cache: KVCache) -> None:
         self._config, self._params = program.config, inputs.params["decoder"]
-        self._num_layers, self._block_size = program.policy.last_depth, program.policy.block_size
-        self._columns = num_columns(program)
+        self._num_layers, self._window = program.policy.last_depth, program.policy.window
         self._cross, self._cross_bias = inputs.encoded.cross, padding_bias(inputs.encoded.mask)
         self._cache, self._stacked = cache, inputs.stacked
-        self.column = cache.step % self._block_size  # of this token within its block
-        self.block_ends = self.column == self._block_size - 1
-        self._block_start = cache.step % self._columns - self.column  # of the block within the ring
-        self._token_bias = self._biases(self.column[None])
-        self._block_bias = self._biases(jnp.arange(self._block_size))
+        self._first = cache.lengths[:, None]  # column of the window's first token
+        self._here = self._first + self._window - 1  # column of this token
+        size = cache.columns[0][0].shape[-2]
+        self._columns = jnp.arange(size)  # (columns,)
+        self._token_bias = self._biases(self._here, self._columns <= self._here)
+        self._window_bias = self._window_biases()
 
-    def _biases(self, queries: Int[Array, " queries"]) -> dict[int, Float[Array, "batch heads queries columns"]]:
-        """Score biases of queries at columns of the block, by the index of each layer that has its own."""
-        columns = jnp.arange(self._columns)
-        behind = self.column - queries  # this token's distance to each query
-        # Steps from each query back to the token in each column; a later column of the block was written long ago.
-        distance = (self._block_start + queries[:, None] - columns) % self._columns  # (queries, columns)
-        lengths = self._cache.lengths[:, None, None] - behind[:, None]  # (batch, queries, 1)
-        mask = jnp.where(distance <= lengths, 0.0, MASKED)[:, None]  # (batch, 1, queries, columns)
-        biases = {}
-        for index in range(self._num_layers):
-            if has_relative_bias(self._config, index):
-                table = self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
-                bias = distance_bias(table, distance, self._columns, self._config, bidirectional=False)
-                biases[index] = bias + mask
-        return biases
+    def _biases(
+        self, queries: Int[Array, "batch queries"], visible: Bool[Array, "batch columns"]
+    ) -> dict[int, Float[Array, "batch heads queries columns"]]:
+        """Score biases of queries at given columns, by the index of each layer that has its own."""
+        distance = queries[:, :, None] - self._columns  # (batch, queries, columns)
+        is_token = self._columns >= self._window - 1
+        mask = jnp.where(visible & is_token, 0.0, MASKED)[:, None, None]
+        return {index: bias + mask for index, bias in self._distance_biases(distance).items()}
+
+    def _window_biases(self) -> dict[int, tuple[Array, Array]]:
+        """Score biases of the window's tokens on the columns before it, and on each other."""
+        places = jnp.arange(self._window)
+        past = self._biases(self._first + places, self._columns < self._first)
+        behind = places[:, None] - places  # (queries, keys)
+        is_token = self._first + places >= self._window - 1  # (batch, keys)
+        mask = jnp.where((behind >= 0) & is_token[:, None], 0.0, MASKED)[:, None]  # (batch, 1, queries, keys)
+        return {index: (past[index], bias + mask) for index, bias in self._distance_biases(behind[None]).items()}
+
+    def _distance_biases(self, distance: Int[Array, "#batch queries keys"]) -> dict[int, Array]:
+        tables = {
+            index: self._params[f"layers_{index}"]["self_attention"]["relative_bias"]
+            for index in range(self._num_layers)
+            if has_relative_bias(self._config, index)
+        }
+        return {
+            index: distance_bias(table, distance, len(self._columns), self._config, bidirectional=False)
+            for index, table in tables.items()
+        }
 
     def _apply(self, depth: int, method: str, *args: object) -> Any:
         index = depth - 1
@@ -120,118 +142,109 @@ class CachedDecoder:
 
     def run(
         self, depth: int, hidden: Float[Array, "batch d_model"]
-    ) -> tuple[Float[Array, "batch d_model"], Block]:
+    ) -> tuple[Float[Array, "batch d_model"], Float[Array, "2 batch num_heads 1 d_kv"]]:
         """Runs the layer at `depth` on this token.
 
         Returns:
-            h_l, and the layer's block with this token's keys and values.
+            h_l, and this token's keys and values.
         """
-        block = self.append(depth, hidden)
-        hidden = self._attend(depth, hidden[:, None], block, self._token_bias)[:, 0]
+        own = self.append(depth, hidden)
+        bias = self._of_layer(self._token_bias, depth)
+        ring = self._cache.columns[depth - 1]
+        if isinstance(ring, jax.Array):
+            # A select is fused into attention; a segment of its own would be two kernels more.
+            is_here = (self._columns == self._here)[:, None, :, None]
+            placed = jnp.where(is_here, own, ring)  # (2, batch, num_heads, columns, d_kv)
+            segments: tuple[Segment, ...] = (Segment(placed[0], placed[1], bias),)
+        else:
+            on_itself = self._of_layer(self._window_bias, depth)[1][:, :, -1:, -1:]
+            past = jnp.where((self._columns == self._here)[:, None, None], MASKED, bias)
+            segments = (Segment(*ring, past), Segment(own[0], own[1], on_itself))
+        hidden = self._attend(depth, hidden[:, None], segments)[:, 0]
         if backend() == "tpu":
             # Else the compiler takes 9 GB for 19 layers in a row, and more for more; so it takes 1 GB.
-            hidden, block = lax.optimization_barrier((hidden, block))
-        return hidden, block
+            hidden, own = lax.optimization_barrier((hidden, own))
+        return hidden, own
 
-    def append(self, depth: int, hidden: Float[Array, "batch d_model"]) -> Block:
-        """The layer's block with this token's keys and values. Alone, without `run`, it is state propagation."""
-        own = jnp.stack(self._apply(depth, "self_keys_values", hidden[:, None]))
-        if self._block_size == 1:
-            return own
-        return lax.dynamic_update_slice_in_dim(self.block_so_far(depth), own, self.column, axis=3)
+    def run_window(
+        self, depth: int, states: Float[Array, "batch window d_model"], entering: Bool[Array, "batch window"]
+    ) -> tuple[Float[Array, "batch window d_model"], Block]:
+        """Runs the layer at `depth` on tokens of the window side by side; each attends to those up to itself.
+
+        Args:
+            depth: of the layer.
+            states: h_(l-1) of the tokens that enter; of others, anything.
+            entering: tokens that run this layer. Older tokens of the window have run it already.
+
+        Returns:
+            h_l of the tokens that enter, and the layer's keys and values of the window.
+        """
+        own = jnp.stack(self._apply(depth, "self_keys_values", states))
+        block = jnp.where(entering[:, None, :, None], own, self.so_far(depth))
+        past, itself = self._of_layer(self._window_bias, depth)
+        ring = self._cache.columns[depth - 1]
+        segments = (Segment(ring[0], ring[1], past), Segment(block[0], block[1], itself))
+        return self._attend(depth, states, segments), block
+
+    def so_far(self, depth: int) -> Block:
+        """The layer's keys and values of the window as the cache has them."""
+        ring = self._cache.columns[depth - 1]
+        return jnp.stack([_read_window(part, self._cache.lengths, self._window) for part in (ring[0], ring[1])])
+
+    def append(
+        self, depth: int, hidden: Float[Array, "batch d_model"]
+    ) -> Float[Array, "2 batch num_heads 1 d_kv"]:
+        """This token's keys and values at a layer. Alone, without `run`, it is state propagation."""
+        return jnp.stack(self._apply(depth, "self_keys_values", hidden[:, None]))
 
     @jax.named_scope("propagate")
-    def propagate(self, depth: int, hidden: Float[Array, "batch d_model"]) -> list[Block]:
-        """State propagation: the blocks of the layers after `depth`, all from the same h_e.
+    def propagate(self, depth: int, hidden: Float[Array, "batch d_model"]) -> list[Array]:
+        """State propagation: keys and values of the layers after `depth`, all from the same h_e.
 
         Source: CALM (arXiv 2207.07061), section 3.
         """
         if self._stacked is None:
             return [self.append(deeper, hidden) for deeper in range(depth + 1, self._num_layers + 1)]
-        keys_values = self._stacked.keys_values(depth, hidden, self._config)
-        return list(keys_values)
+        return list(self._stacked.keys_values(depth, hidden, self._config))
 
-    def block_so_far(self, depth: int) -> Block:
-        """The layer's block as the cache has it, without this token."""
-        keys, values = self._cache.columns[depth - 1]
-        cut = partial(lax.dynamic_slice_in_dim, start_index=self._block_start, slice_size=self._block_size, axis=2)
-        return jnp.stack([cut(keys), cut(values)])
-
-    def nothing_waits(self, depth: int) -> Bool[Array, ""]:
-        """Whether the layer at `depth` has the keys and values of all earlier tokens of the block."""
-        return self._cache.num_filled[depth - 1] == self.column
-
-    def block_states(self, hidden: Float[Array, "batch d_model"]) -> Float[Array, "batch block d_model"]:
-        """The states that the block's tokens exited with, and this token's."""
-        return lax.dynamic_update_slice_in_dim(self._cache.exit_states, hidden[:, None], self.column, axis=1)
-
-    def run_block(
-        self, depth: int, states: Float[Array, "batch block d_model"]
-    ) -> tuple[Float[Array, "batch block d_model"], Block]:
-        """Runs the layer at `depth` on the block's tokens side by side; each attends to those up to itself.
-
-        Args:
-            depth: of the layer.
-            states: h_(l-1) of the block's tokens.
-
-        Returns:
-            h_l, and the layer's filled block.
-        """
-        own = jnp.stack(self._apply(depth, "self_keys_values", states))
-        had = (jnp.arange(self._block_size) < self._cache.num_filled[depth - 1])[:, None]  # (block, 1)
-        block = jnp.where(had, self.block_so_far(depth), own)
-        return self._attend(depth, states, block, self._block_bias), block
+    def _of_layer(self, biases: dict[int, Any], depth: int) -> Any:
+        """The biases of a layer: its own, or those of the first layer."""
+        return biases.get(depth - 1, biases[0])
 
     def _attend(
-        self, depth: int, states: Array, block: Block, biases: dict[int, Array]
+        self, depth: int, states: Array, segments: tuple[Segment, ...]
     ) -> Float[Array, "batch queries d_model"]:
-        index = depth - 1
-        bias = biases[index if index in biases else 0]
-        cross = Segment(*self._cross[index], self._cross_bias)
-        return self._apply(depth, "__call__", states, self._segments(index, block, bias), cross)
-
-    def _segments(
-        self, index: int, block: Block, bias: Float[Array, "batch heads queries columns"]
-    ) -> tuple[Segment, ...]:
-        """What self-attention reads: the ring, with the block in its place.
-
-        The cache itself is written once a step, by `updated_cache`.
-        """
-        ring = self._cache.columns[index]
-        behind = jnp.arange(self._columns) - self._block_start
-        in_block = (behind >= 0) & (behind < self._block_size)  # (columns,)
-        if isinstance(ring, jax.Array) and self._block_size == 1:
-            # A select is fused into attention; a segment of its own would be two kernels more.
-            placed = jnp.where(in_block[:, None], block, ring)  # (2, batch, num_heads, columns, d_kv)
-            return (Segment(placed[0], placed[1], bias),)
-        own_bias = lax.dynamic_slice_in_dim(bias, self._block_start, self._block_size, axis=3)
-        past = Segment(ring[0], ring[1], jnp.where(in_block, MASKED, bias))
-        return past, Segment(block[0], block[1], own_bias)
+        cross = Segment(*self._cross[depth - 1], self._cross_bias)
+        return self._apply(depth, "__call__", states, segments, cross)
 
     @jax.named_scope("cache")
-    def updated_cache(
-        self, exit_state: Float[Array, "batch d_model"], num_ran: Int[Array, ""] | int, blocks: list[Block]
-    ) -> KVCache:
-        """The cache after this step.
+    def updated_cache(self, blocks: list[Block], waiting: Waiting | None = None) -> KVCache:
+        """The cache after this step, a token longer in every row. It is written here, once a step.
 
         Args:
-            exit_state: h_e of this token.
-            num_ran: how many layers ran.
-            blocks: of each layer, as `run`, `append` or `run_block` returned it.
+            blocks: keys and values of the window in each layer.
+            waiting: what waits after this step.
         """
         cache = self._cache
-        ran = jnp.arange(len(blocks)) < num_ran
         columns: Columns
         if isinstance(cache.columns, list):
-            write = partial(lax.dynamic_update_slice_in_dim, start_index=self._block_start, axis=2)
+            write = partial(_write_window, starts=cache.lengths, batch_axis=0)
             columns = jax.tree.map(write, cache.columns, [tuple(block) for block in blocks])
         else:
-            new = jnp.stack(blocks)
-            columns = lax.dynamic_update_slice_in_dim(cache.columns, new, self._block_start, axis=4)
-        return KVCache(
-            columns=columns,
-            step=cache.step + 1,
-            lengths=cache.lengths + 1,
-            exit_states=self.block_states(exit_state),
-            num_filled=jnp.where(self.block_ends, 0, jnp.where(ran, self.column + 1, cache.num_filled)),
-        )
+            columns = _write_window(cache.columns, jnp.stack(blocks), cache.lengths, batch_axis=2)
+        return KVCache(columns, cache.lengths + 1, waiting)
+
+
+def _write_window(columns: Array, block: Array, starts: Int[Array, " batch"], batch_axis: int) -> Array:
+    """The columns (..., columns, d_kv) with each row's block written from the row's start on."""
+    if len(starts) == 1:
+        return lax.dynamic_update_slice_in_dim(columns, block, starts[0], axis=-2)
+    write = partial(lax.dynamic_update_slice_in_dim, axis=-2)
+    return jax.vmap(write, (batch_axis, batch_axis, 0), batch_axis)(columns, block, starts)
+
+
+def _read_window(columns: Array, starts: Int[Array, " batch"], size: int) -> Array:
+    """`size` columns of (batch, num_heads, columns, d_kv) from each row's start on."""
+    if len(starts) == 1:
+        return lax.dynamic_slice_in_dim(columns, starts[0], size, axis=2)
+    return jax.vmap(lambda row, start: lax.dynamic_slice_in_dim(row, start, size, axis=1))(columns, starts)

@@ -1,4 +1,4 @@
-"""How XLA compiles decode programs: the options of each program, and `jax.jit` that takes them from the program."""
+"""How XLA compiles decode programs: options of each program, and a `jax.jit` that takes them from the program."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
-from dvp_jax.exits.policy import CALM, DVP, ExitPolicy, Full, Oracle, ShallowDeep, Static, check_integer
+from dvp_jax.exits.policy import CALM, DVP, ExitPolicy, Full, Lossless, Oracle, ShallowDeep, Static, check_integer
 from dvp_jax.exits.pruning import RULES, PruningRule
 from dvp_jax.t5.int8 import int8_pays
 
@@ -21,6 +21,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
     "static": Static,
     "calm": CALM,
     "dvp": DVP,
+    "lossless": Lossless,
     "shallow_deep": ShallowDeep,
     "oracle": Oracle,
 }
@@ -46,9 +47,11 @@ class DecodeConfig:
     Attributes:
         method: "full" runs every layer. "static" exits after `static_exit_layer`. "calm" exits at the first depth
             whose confidence over the full vocabulary exceeds the threshold. "dvp" reads that confidence from the
-            `prune_size` likeliest tokens of depth `prune_layer`. "shallow_deep" asks at `min_exit_layer` only and
-            runs the other layers later, for several tokens together (FREE). "oracle" exits at the first depth
-            whose likeliest token is the full model's: a bound, for analysis. Or an `ExitPolicy` of your own.
+            `prune_size` likeliest tokens of depth `prune_layer`. "lossless" exits as "dvp" with drafts, which the
+            full model confirms or replaces, several side by side: its tokens are those of "full". "shallow_deep"
+            asks at `min_exit_layer` only and runs the other layers later, for several tokens together (FREE).
+            "oracle" exits at the first depth whose likeliest token is the full model's: a bound, for analysis. Or
+            an `ExitPolicy` of your own.
         max_new_tokens: the most tokens to generate, the end token included.
         threshold: in [0, 1]. A confidence must exceed it, so 1 never exits.
         thresholds_per_depth: instead of `threshold`, one for each depth 1..L (`experiments.thresholds` finds
@@ -59,7 +62,8 @@ class DecodeConfig:
             tuple:
             these, whatever `min_exit_layer` is. The last depth need not be named.
         prune_layer: depth p at which "dvp" chooses the kept tokens; at most the first depth that may exit.
-        prune_size: K, the most tokens that "dvp" keeps.
+        prune_size: K, the most tokens that "dvp" keeps. None, with "lossless" only: drafts are read from the full
+            vocabulary, as "calm" reads.
         prune_rule: how many it keeps. "fixed": K. "mass": the fewest that hold the probability `prune_mass` at p,
             at most K. "decay": fewer with depth, from K towards `prune_size_min`. Or a `PruningRule` of your own.
         prune_mass: for "mass", in (0, 1].
@@ -72,8 +76,8 @@ class DecodeConfig:
         final_vocab: what "dvp" reads a token from that reached the last depth: the "full" vocabulary, as
             published, or the "pruned" one.
         decay_temperature: None for a constant threshold, else that of CALM's decaying threshold.
-        max_waiting: for "shallow_deep": the most tokens that run the skipped layers together. Outputs are the
-            same.
+        max_waiting: for "lossless" and "shallow_deep": the most tokens that run the skipped layers together.
+            Tokens are the same.
         oracle_states: what later tokens of "oracle" attend to: the states of its "own" exits, propagated, or
             those of the "full" model.
         branch_every: the fewest layers between two branches that skip the layers which are left. Outputs
@@ -96,7 +100,7 @@ class DecodeConfig:
     min_exit_layer: int = 2
     exit_depths: int | tuple[int, ...] | None = None
     prune_layer: int = 2
-    prune_size: int = 64
+    prune_size: int | None = 64
     prune_rule: str | PruningRule = "fixed"
     prune_mass: float | None = None
     prune_size_min: int | None = None
@@ -124,8 +128,10 @@ class DecodeConfig:
             _check_choice(name, getattr(self, name), allowed)
         if self.capture not in (None, True, False):
             raise ValueError(f"capture is {self.capture!r}; allowed: None, True, False")
-        for name in ("max_new_tokens", "min_exit_layer", "prune_layer", "prune_size", "max_waiting"):
+        for name in ("max_new_tokens", "min_exit_layer", "prune_layer", "max_waiting"):
             check_integer(name, getattr(self, name), 1, None)
+        if self.prune_size is not None or self.method != "lossless":
+            check_integer("prune_size", self.prune_size, 1, None)
         for name in ("static_exit_layer", "branch_every"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1, None)
@@ -155,7 +161,7 @@ class DecodeConfig:
             raise ValueError(f"prune_mass is {mass!r}; allowed: a number above 0, to 1")
         if least is not None:
             check_integer("prune_size_min", least, 1, None)
-            if least > self.prune_size:
+            if self.prune_size is not None and least > self.prune_size:
                 raise ValueError(f"prune_size_min is {least}; allowed: at most prune_size, {self.prune_size}")
         for rule, name, needed in (
             ("mass", "prune_mass", "a number above 0, to 1"),
@@ -195,6 +201,8 @@ class DecodeConfig:
         values = {**vars(self), "num_layers": num_layers}
         rule = self.prune_rule
         values["pruning"] = rule if isinstance(rule, PruningRule) else _fill_in(RULES[rule], values)
+        if self.method == "lossless":
+            values["draft"] = _fill_in(CALM if self.prune_size is None else DVP, values)
         return _fill_in(POLICIES[self.method], values)
 
     def candidates(self, num_layers: int) -> list[int]:

@@ -15,11 +15,12 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from dvp_jax.decode.api import decode_arguments, encode
+from dvp_jax.decode.cache import restarted
 from dvp_jax.decode.compiling import ProgramJit
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.text import GeneratedText, pad_rows, to_text
-from dvp_jax.decode.token_loop import DecodeState, initial_state, next_position, next_token
+from dvp_jax.decode.token_loop import DecodeState, initial_state, next_token
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import place_rows, to_host
 
@@ -57,7 +58,7 @@ def _refill(
 ) -> Slots:
     """Starts source sources[i] of the pool in slot slot_indices[i], for i < count. The other slots go on.
 
-    From count on, slot_indices lie outside the slots. Nothing is cleared: a row of length 0 attends to no column.
+    From count on, slot_indices lie outside the slots. No key is cleared: a row of length 0 attends to no column.
     """
 
     def start(i: Array, encoded: Encoded) -> Encoded:
@@ -68,14 +69,17 @@ def _refill(
 
     state, decoded = slots.state, slots.state.decoded
     is_new = jnp.zeros(slot_indices.shape, bool).at[slot_indices].set(True, mode="drop")
+    drafts = decoded.drafts
+    if drafts is not None:
+        drafts = dataclasses.replace(drafts, layers_run=jnp.where(is_new, 0, drafts.layers_run))
     return Slots(
         lax.fori_loop(0, count, start, slots.encoded),
         dataclasses.replace(
             state,
             token=jnp.where(is_new, program.config.decoder_start_token_id, state.token),
             ended=state.ended & ~is_new,
-            cache=dataclasses.replace(state.cache, lengths=jnp.where(is_new, 0, state.cache.lengths)),
-            decoded=dataclasses.replace(decoded, lengths=jnp.where(is_new, 0, decoded.lengths)),
+            cache=restarted(program, state.cache, is_new),
+            decoded=dataclasses.replace(decoded, lengths=jnp.where(is_new, 0, decoded.lengths), drafts=drafts),
         ),
     )
 
@@ -95,10 +99,9 @@ def _take_steps(
 
     def step(carry: tuple[DecodeState, StepCounts]) -> tuple[DecodeState, StepCounts]:
         before, counts = carry
-        state = next_token(program, inputs, before)
-        depth = jnp.max(jnp.where(next_position(program, before), state.decoded.exit_layers, 0))
-        num_tokens = jnp.sum(~before.ended)
-        return state, StepCounts(counts.steps + 1, counts.tokens + num_tokens, counts.layers + depth)
+        state, num_layers = next_token(program, inputs, before)
+        num_tokens = jnp.sum(state.decoded.lengths - before.decoded.lengths)
+        return state, StepCounts(counts.steps + 1, counts.tokens + num_tokens, counts.layers + jnp.max(num_layers))
 
     return lax.while_loop(goes_on, step, (state, StepCounts(*[jnp.int32(0)] * 3)))
 

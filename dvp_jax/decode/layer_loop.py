@@ -1,4 +1,4 @@
-"""How the layers after the first exit run: until every row has exited, or all of them or none.
+"""How the layers after the first exit run: until every row has exited.
 
 Depths are Python integers, so the program of a layer may depend on its depth. Weights and the cache are closed
 over by the branches and never carried, hence never copied.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import Block, CachedDecoder
+from dvp_jax.decode.cache import Block
 from dvp_jax.decode.program import DecodeProgram
-from dvp_jax.exits.policy import ExitDecision, LayerOutput
+from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput
 
 
 @struct.dataclass
@@ -56,6 +57,11 @@ class DepthState:
             previous=None if self.previous is None else self.hidden,
         )
 
+    @property
+    def stopped(self) -> Bool[Array, " batch"]:
+        """Rows that run no deeper layer."""
+        return self.exited
+
     def output(self, depth: int) -> LayerOutput:
         """What the policy sees at `depth`."""
         return LayerOutput(depth, self.hidden, self.previous, ~self.exited)
@@ -70,20 +76,33 @@ class DepthState:
         )
 
 
-RunLayer = Callable[[int, DepthState], tuple[DepthState, Block]]
+def masked(heads: Heads, state: DepthState) -> Heads:
+    """The heads with the mask over the kept rows that the shallower depths left."""
+    return heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, kept=state.kept))
+
+
+class Stops(Protocol):
+    """What travels from layer to layer."""
+
+    @property
+    def stopped(self) -> Bool[Array, " batch"]:
+        """Rows that run no deeper layer."""
+
+
+State = TypeVar("State", bound=Stops)
 
 
 def run_until_exit(
-    run_layer: RunLayer,
-    read_final: Callable[[DepthState], DepthState],
-    decoder: CachedDecoder,
+    run_layer: Callable[[int, State], tuple[State, Block]],
+    read_final: Callable[[State], State],
+    skip: Callable[[int, State], list[Block]],
     groups: Sequence[Sequence[int]],
-    state: DepthState,
+    state: State,
     blocks: list[Block],
-) -> tuple[DepthState, list[Block]]:
+) -> tuple[State, list[Block]]:
     """Runs groups of layers until every row has exited; a layer that is skipped costs nothing.
 
-    run(groups) = all exited ? propagate state to the layers that are left : run the first group, then run(others)
+    run(groups) = all exited ? skip the layers that are left : run the first group, then run(others)
 
     Within a group all layers run. A row that exits there keeps the state of its exit, as it does in a batch whose
     other rows go on, so the outputs do not depend on the grouping.
@@ -91,7 +110,7 @@ def run_until_exit(
     Args:
         run_layer: one layer, and what the policy decides after it.
         read_final: reads the rows that reached the last depth.
-        decoder: for state propagation.
+        skip: keys and values of the layers after a depth, where none of them runs: state propagation.
         groups: depths of the layers that are left, in order.
         state: before the first of them.
         blocks: keys and values of the layers that ran.
@@ -102,17 +121,17 @@ def run_until_exit(
     if not groups:
         return read_final(state), blocks
 
-    def propagate(state: DepthState) -> tuple[DepthState, list[Block]]:
-        return state, decoder.propagate(groups[0][0] - 1, state.hidden)
+    def skip_all(state: State) -> tuple[State, list[Block]]:
+        return state, skip(groups[0][0] - 1, state)
 
-    def run_group(state: DepthState) -> tuple[DepthState, list[Block]]:
+    def run_group(state: State) -> tuple[State, list[Block]]:
         ran = []
         for depth in groups[0]:
             state, block = run_layer(depth, state)
             ran.append(block)
-        return run_until_exit(run_layer, read_final, decoder, groups[1:], state, ran)
+        return run_until_exit(run_layer, read_final, skip, groups[1:], state, ran)
 
-    state, deeper_blocks = lax.cond(jnp.all(state.exited), propagate, run_group, state)
+    state, deeper_blocks = lax.cond(jnp.all(state.stopped), skip_all, run_group, state)
     return state, blocks + deeper_blocks
 
 
@@ -146,57 +165,3 @@ def branch_every(backend: str, num_deeper: int) -> int:
         num_deeper: layers after the first exit.
     """
     return 1 if backend == "cpu" else max(2, -(-num_deeper // MOST_BRANCHES))
-
-
-def run_together(
-    decoder: CachedDecoder, depths: Sequence[int], state: DepthState
-) -> tuple[Int[Array, ""], DepthState, list[Block]]:
-    """Shallow-deep (FREE, section 3): all deeper layers run, for this token and the waiting ones, or none does.
-
-    They run where a row has not exited, and at the end of a block. A token that exited then has the keys and
-    values of the full model.
-
-    Args:
-        decoder: the layers and the cache.
-        depths: of the deeper layers, in order.
-        state: before the first of them.
-
-    Returns:
-        How many of the layers ran (all or 0), the state after them, and their blocks, as they were where none ran.
-    """
-
-    def skip(state: DepthState) -> tuple[Array, DepthState, list[Block]]:
-        return jnp.int32(0), state, [decoder.block_so_far(depth) for depth in depths]
-
-    def run(state: DepthState) -> tuple[Array, DepthState, list[Block]]:
-        alone = decoder.nothing_waits(depths[0])
-        (hidden, previous), blocks = lax.cond(alone, run_alone, run_with_waiting, state.hidden)
-        state = dataclasses.replace(
-            state,
-            hidden=jnp.where(state.exited[:, None], state.hidden, hidden),
-            previous=None
-            if state.previous is None
-            else jnp.where(state.exited[:, None], state.previous, previous),
-            exit_layer=jnp.where(state.exited, state.exit_layer, depths[-1]),
-        )
-        return jnp.int32(len(depths)), state, blocks
-
-    def run_alone(hidden: Array) -> tuple[tuple[Array, Array], list[Block]]:
-        previous, blocks = hidden, []
-        for depth in depths:
-            previous = hidden
-            hidden, block = decoder.run(depth, hidden)
-            blocks.append(block)
-        return (hidden, previous), blocks
-
-    def run_with_waiting(hidden: Array) -> tuple[tuple[Array, Array], list[Block]]:
-        states = previous = decoder.block_states(hidden)  # (batch, block, d_model)
-        blocks = []
-        for depth in depths:
-            previous = states
-            states, block = decoder.run_block(depth, states)
-            blocks.append(block)
-        own = (lax.dynamic_index_in_dim(x, decoder.column, axis=1, keepdims=False) for x in (states, previous))
-        return tuple(own), blocks
-
-    return lax.cond(jnp.all(state.exited) & ~decoder.block_ends, skip, run, state)

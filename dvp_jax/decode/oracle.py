@@ -58,4 +58,4 @@ def decode_oracle_token(
         previous=None,
         kept=None,
     )
-    return state, decoder.updated_cache(exit_state, policy.last_depth, blocks)
+    return state, decoder.updated_cache(blocks)

@@ -15,7 +15,6 @@ from dvp_jax.t5.layers import KeysValues
 from dvp_jax.t5.model import Params, unembedding
 from dvp_jax.t5.stacked import StackedKeysValues
 
-
 CompilerOptions = tuple[tuple[str, str | int], ...]
 """XLA's options by name."""
 

@@ -6,12 +6,10 @@ import dataclasses
 from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
-from dvp_jax.decode.layer_loop import DepthState, grouped, run_together, run_until_exit
+from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_until_exit
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
 from dvp_jax.exits.policy import Heads
 from dvp_jax.t5.model import embed
@@ -47,7 +45,7 @@ def decode_token(
             state = state.after_layer(depth, hidden)
         if depth in policy.candidates:
             with jax.named_scope(f"question_{depth}"):
-                decision = policy.decide(state.output(depth), thresholds[:, depth - 1], _masked(heads, state))
+                decision = policy.decide(state.output(depth), thresholds[:, depth - 1], masked(heads, state))
                 state = dataclasses.replace(state.exit(decision), kept=decision.kept)
         return state, block
 
@@ -62,21 +60,15 @@ def decode_token(
         if pruned is not heads.vocabulary:
             heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, kept=pruned.kept)
 
+    def propagate(depth: int, state: DepthState) -> list[Block]:
+        return decoder.propagate(depth, state.hidden)
+
     @jax.named_scope("read_final")
     def read_final(state: DepthState) -> DepthState:
-        return state.exit(policy.read_final(state.output(policy.last_depth), full, _masked(heads, state)))
+        return state.exit(policy.read_final(state.output(policy.last_depth), full, masked(heads, state)))
 
     # The deeper layers run while some row has not exited. Rows that reach the last depth are read there.
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
-    if policy.loop == "shallow_deep":
-        num_ran, state, deeper_blocks = run_together(decoder, deeper, state)
-        state = lax.cond(jnp.all(state.exited), lambda state: state, read_final, state)
-        return state, decoder.updated_cache(state.hidden, policy.first_exit + num_ran, blocks + deeper_blocks)
     groups = grouped(deeper, policy.candidates, program.branch_every)
-    state, blocks = run_until_exit(partial(run_layer, heads), read_final, decoder, groups, state, blocks)
-    return state, decoder.updated_cache(state.hidden, policy.last_depth, blocks)
-
-
-def _masked(heads: Heads, state: DepthState) -> Heads:
-    """The heads with the mask over the kept rows that the shallower depths left."""
-    return heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, kept=state.kept))
+    state, blocks = run_until_exit(partial(run_layer, heads), read_final, propagate, groups, state, blocks)
+    return state, decoder.updated_cache(blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
 
 import jax.numpy as jnp
 from flax import struct
@@ -11,9 +11,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import KVCache, empty_cache
 from dvp_jax.decode.compiling import ProgramJit
+from dvp_jax.decode.deferred import decode_deferred_token
+from dvp_jax.decode.layer_loop import DepthState
 from dvp_jax.decode.oracle import decode_oracle_token
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
 from dvp_jax.decode.step import decode_token
+
+
+@struct.dataclass
+class Drafts:
+    """What became of drafts: tokens with an exit layer below L."""
+
+    corrected: Bool[Array, "batch max_new_tokens"]  # drafts that the full model replaced; `tokens` has its token
+    layers_run: Int[Array, " batch"]  # that ran one after the other, for the whole text
 
 
 @struct.dataclass
@@ -24,6 +34,7 @@ class Decoded:
     lengths: Int[Array, " batch"]  # the end token included
     exit_layers: Int[Array, "batch max_new_tokens"]  # layers run per token; 0 past the end
     confidences: Float[Array, "batch max_new_tokens"]  # that decided, or of the last depth; 0 past the end
+    drafts: Drafts | None = None  # None where no token is a draft
 
 
 @struct.dataclass
@@ -44,36 +55,77 @@ def initial_state(program: DecodeProgram, encoded: Encoded) -> DecodeState:
         token=jnp.full(batch, config.decoder_start_token_id, jnp.int32),
         ended=~encoded.active,
         cache=empty_cache(program, encoded),
-        decoded=Decoded(zeros + config.pad_token_id, zeros[:, 0], zeros, zeros.astype(jnp.float32)),
-    )
-
-
-def next_token(program: DecodeProgram, inputs: DecodeInputs, state: DecodeState) -> DecodeState:
-    """Decodes one more token in every row whose text has not ended."""
-    decode = decode_oracle_token if program.policy.loop == "all_layers" else decode_token
-    row, cache = decode(program, inputs, state.cache, state.token, state.ended)
-    here = next_position(program, state)
-
-    def write(new: Array, values: Array) -> Array:
-        return jnp.where(here, new[:, None], values)
-
-    is_last = (row.token == program.config.eos_token_id) | (cache.lengths >= program.max_new_tokens)
-    return DecodeState(
-        token=row.token,
-        ended=state.ended | is_last,
-        cache=cache,
         decoded=Decoded(
-            tokens=write(row.token, state.decoded.tokens),
-            lengths=state.decoded.lengths + ~state.ended,
-            exit_layers=write(row.exit_layer, state.decoded.exit_layers),
-            confidences=write(row.confidence, state.decoded.confidences),
+            tokens=zeros + config.pad_token_id,
+            lengths=zeros[:, 0],
+            exit_layers=zeros,
+            confidences=zeros.astype(jnp.float32),
+            drafts=Drafts(zeros.astype(bool), zeros[:, 0]) if program.policy.verifies else None,
         ),
     )
 
 
-def next_position(program: DecodeProgram, state: DecodeState) -> Bool[Array, "batch max_new_tokens"]:
-    """Where the next token of each row is written; nowhere in rows whose text has ended."""
-    return (jnp.arange(program.max_new_tokens) == state.cache.lengths[:, None]) & ~state.ended[:, None]
+def next_token(
+    program: DecodeProgram, inputs: DecodeInputs, state: DecodeState
+) -> tuple[DecodeState, Int[Array, " batch"]]:
+    """Decodes one more token in every row whose text has not ended.
+
+    Returns:
+        The state, and how many layers each row ran one after the other.
+    """
+    if program.policy.loop == "deferred":
+        return _next_deferred_token(program, inputs, state)
+    decode = decode_oracle_token if program.policy.loop == "all_layers" else decode_token
+    row, cache = decode(program, inputs, state.cache, state.token, state.ended)
+    decoded = _write(program, state, row)
+    decoded = dataclasses.replace(decoded, lengths=decoded.lengths + ~state.ended)
+    return _after(program, state, row.token, cache, decoded), row.exit_layer
+
+
+def _next_deferred_token(
+    program: DecodeProgram, inputs: DecodeInputs, state: DecodeState
+) -> tuple[DecodeState, Int[Array, " batch"]]:
+    """`next_token`, where it may be a draft and earlier drafts may be replaced or taken back."""
+    row, cache = decode_deferred_token(program, inputs, state.cache, state.token, state.ended)
+    decoded = _write(program, state, row.current)
+    places = jnp.arange(program.max_new_tokens)
+    is_text = places < row.length[:, None]
+    replaced = (places == row.length[:, None] - 1) & row.corrected[:, None]
+    tokens = jnp.where(replaced, row.last[:, None], decoded.tokens)
+    drafts = decoded.drafts
+    if drafts is not None:
+        corrected = (drafts.corrected & (places < state.cache.lengths[:, None])) | replaced
+        drafts = Drafts(corrected & is_text, drafts.layers_run + row.num_layers)
+    decoded = Decoded(
+        tokens=jnp.where(is_text, tokens, program.config.pad_token_id),
+        lengths=row.length,
+        exit_layers=jnp.where(is_text, decoded.exit_layers, 0),
+        confidences=jnp.where(is_text, decoded.confidences, 0.0),
+        drafts=drafts,
+    )
+    return _after(program, state, row.last, cache, decoded), row.num_layers
+
+
+def _write(program: DecodeProgram, state: DecodeState, row: DepthState) -> Decoded:
+    """What was decoded, with the token of this step in each row whose text has not ended."""
+    here = (jnp.arange(program.max_new_tokens) == state.cache.lengths[:, None]) & ~state.ended[:, None]
+
+    def write(new: Array, values: Array) -> Array:
+        return jnp.where(here, new[:, None], values)
+
+    return dataclasses.replace(
+        state.decoded,
+        tokens=write(row.token, state.decoded.tokens),
+        exit_layers=write(row.exit_layer, state.decoded.exit_layers),
+        confidences=write(row.confidence, state.decoded.confidences),
+    )
+
+
+def _after(
+    program: DecodeProgram, state: DecodeState, token: Int[Array, " batch"], cache: KVCache, decoded: Decoded
+) -> DecodeState:
+    is_last = (token == program.config.eos_token_id) | (cache.lengths >= program.max_new_tokens)
+    return DecodeState(token, state.ended | is_last, cache, decoded)
 
 
 def _decode_tokens(program: DecodeProgram, inputs: DecodeInputs) -> Decoded:
@@ -82,8 +134,10 @@ def _decode_tokens(program: DecodeProgram, inputs: DecodeInputs) -> Decoded:
     def some_text_goes_on(state: DecodeState) -> Array:
         return ~jnp.all(state.ended)
 
-    start = initial_state(program, inputs.encoded)
-    return lax.while_loop(some_text_goes_on, partial(next_token, program, inputs), start).decoded
+    def step(state: DecodeState) -> DecodeState:
+        return next_token(program, inputs, state)[0]
+
+    return lax.while_loop(some_text_goes_on, step, initial_state(program, inputs.encoded)).decoded
 
 
 decode_tokens = ProgramJit(_decode_tokens)

@@ -119,8 +119,8 @@ def bytes_per_token(
     layer = key_value + 4.0 * d * inner + (3.0 if config.gated else 2.0) * d * config.d_ff
     cached = 2.0 * inner * (source_length + new_tokens / 2) * batch
     skipped = layer + cached if policy.runs_skipped_layers_later else key_value
-    # A skipped layer reads its weights once for all tokens of a block.
-    numbers = exit_layers * (layer + cached) + (policy.last_depth - exit_layers) * skipped / policy.block_size
+    # A skipped layer reads its weights once for all tokens that wait.
+    numbers = exit_layers * (layer + cached) + (policy.last_depth - exit_layers) * skipped / policy.window
 
     def full_read(num_exact: int) -> float:
         if not int8_unembedding:

@@ -35,6 +35,7 @@ from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_O
 from dvp_jax.exits.pruning import Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import ExitClassifier
+from dvp_jax.t5.top_k import top_k
 
 ExitDepths = int | tuple[int, ...] | None
 """Every n-th depth, the depths themselves, or None for every depth."""
@@ -90,7 +91,8 @@ class ExitPolicy(abc.ABC):
 
     loop: ClassVar[str] = "early_exit"
     """How the decode step runs the layers after `first_exit`. "early_exit": until every row has exited.
-    "shallow_deep": all of them or none, several tokens together. "all_layers": all, then `decide` looks back."""
+    "deferred": likewise, and the layers that a token skipped run later, for several tokens together.
+    "all_layers": all, then `decide` looks back."""
 
     uses_threshold: ClassVar[bool] = False
     """Whether `decide` compares confidences with the thresholds."""
@@ -140,7 +142,9 @@ class ExitPolicy(abc.ABC):
         return self._read(output, full)
 
     def _read(self, output: LayerOutput, heads: Heads, num_exact: int = 1) -> ExitDecision:
-        logits, kept = self._candidates(output, heads.vocabulary, num_exact)
+        return self._decide_by(*self._candidates(output, heads.vocabulary, num_exact), output, heads)
+
+    def _decide_by(self, logits: Array, kept: Kept, output: LayerOutput, heads: Heads) -> ExitDecision:
         best = best_two(logits, full_vocabulary=heads.vocabulary.ids is None)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
@@ -172,8 +176,8 @@ class ExitPolicy(abc.ABC):
         return 0
 
     @property
-    def block_size(self) -> int:
-        """How many tokens share one block of the cache, to run skipped layers together; 1 for no deferral."""
+    def window(self) -> int:
+        """How many tokens of a row may run the layers that they skipped together; 1 where they never run."""
         return 1
 
     @property
@@ -187,6 +191,11 @@ class ExitPolicy(abc.ABC):
     @property
     def runs_skipped_layers_later(self) -> bool:
         """Whether a skipped layer runs later for the tokens that skipped it."""
+        return self.loop == "deferred"
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a token that exits is a draft, which the last depth replaces where it reads another token."""
         return False
 
     def reads(self, exit_layers: np.ndarray) -> Reads:
@@ -340,7 +349,7 @@ class ShallowDeep(CALM):
 
     max_waiting: int = 8
 
-    loop: ClassVar[str] = "shallow_deep"
+    loop: ClassVar[str] = "deferred"
 
     def __post_init__(self) -> None:
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers - 1)
@@ -354,16 +363,12 @@ class ShallowDeep(CALM):
         return (self.min_exit_layer,)
 
     @property
-    def block_size(self) -> int:
+    def window(self) -> int:
         return self.max_waiting
 
     @property
     def propagates_state(self) -> bool:
         return False
-
-    @property
-    def runs_skipped_layers_later(self) -> bool:
-        return True
 
     def paper_reads(self, exit_layers: np.ndarray) -> Reads:
         reads = super().paper_reads(exit_layers)
@@ -440,6 +445,110 @@ class DVP(CALM):
     def check(self, num_layers: int, vocab_size: int) -> None:
         super().check(num_layers, vocab_size)
         check_integer("prune_size", self.pruning.prune_size, 1, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lossless(ExitPolicy):
+    """Self-speculative decoding: a token that exits is a draft, which the last depth confirms or replaces.
+
+    The text is that of the full model. Drafts wait, at most `max_waiting` of them, and then run the layers that
+    they skipped side by side. At the last depth the full vocabulary is read once for all of them. The first draft
+    that is not the likeliest token there is replaced by it, and what was drafted after it is forgotten.
+
+    Source: LayerSkip (arXiv 2404.16710), section 4.3. There all drafts of a round exit at one depth; here each
+    exits where `draft` is confident.
+
+    Attributes:
+        draft: the policy that drafts, CALM or DVP.
+        max_waiting: how many drafts are verified together, at most.
+    """
+
+    draft: CALM = dataclasses.field(kw_only=True)
+    max_waiting: int = 8
+
+    loop: ClassVar[str] = "deferred"
+    uses_threshold: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_integer("max_waiting", self.max_waiting, 1, None)
+        for name in ("num_layers", "confidence"):
+            if getattr(self, name) != getattr(self.draft, name):
+                raise ValueError(
+                    f"{name} of draft is {getattr(self.draft, name)!r}; allowed: {getattr(self, name)!r}"
+                )
+
+    @property
+    def first_exit(self) -> int:
+        return self.draft.first_exit
+
+    @property
+    def candidates(self) -> Sequence[int]:
+        return self.draft.candidates
+
+    def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
+        return self.draft.prune(output, vocabulary)
+
+    def decide(self, output: LayerOutput, threshold: Array, heads: Heads) -> ExitDecision:
+        return self.draft.decide(output, threshold, heads)
+
+    def verify(
+        self, hidden: Float[Array, "batch window d_model"], output: LayerOutput, full: Heads
+    ) -> tuple[ExitDecision, Int[Array, "batch window"]]:
+        """Reads the full vocabulary for all tokens that reached `last_depth`.
+
+        Args:
+            hidden: h_L of the waiting tokens, then of this one.
+            output: of the last layer, for this token.
+            full: with the full vocabulary.
+
+        Returns:
+            The decision about this token, as `read_final` makes it, and the likeliest token of each.
+        """
+        logits = full.vocabulary.logits(hidden.reshape(-1, hidden.shape[-1]))  # (batch * window, vocab)
+        # On CPU a top 2 takes a third of the time of an argmax.
+        _, tokens = top_k(logits, 2, full_vocabulary=True)
+        own = logits.reshape(*hidden.shape[:2], -1)[:, -1]
+        return self._decide_by(own, None, output, full), tokens[:, 0].reshape(hidden.shape[:2])
+
+    @property
+    def needs_previous_hidden(self) -> bool:
+        return self.draft.needs_previous_hidden
+
+    @property
+    def num_exact(self) -> int:
+        return self.draft.num_exact
+
+    @property
+    def kept_rows(self) -> int:
+        return self.draft.kept_rows
+
+    @property
+    def window(self) -> int:
+        return self.max_waiting
+
+    @property
+    def propagates_state(self) -> bool:
+        return False
+
+    @property
+    def verifies(self) -> bool:
+        return True
+
+    def reads(self, exit_layers: np.ndarray) -> Reads:
+        draft = self.draft.reads(exit_layers)
+        drafted = np.asarray(exit_layers) < self.last_depth
+        # A token that reached the last depth is read there once, by `draft` as by the verification.
+        return Reads(draft.full + drafted, draft.kept)
+
+    def paper_reads(self, exit_layers: np.ndarray) -> Reads:
+        return self.draft.paper_reads(exit_layers)
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_waiting": self.max_waiting, **self.draft.settings()}
+
+    def check(self, num_layers: int, vocab_size: int) -> None:
+        super().check(num_layers, vocab_size)
+        self.draft.check(num_layers, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,24 +147,24 @@ def relative_bias(
 
     Source: T5 (arXiv 1910.10683), section 2.1.
     """
-    distance = query_positions[:, None] - key_positions[None, :]
+    distance = (query_positions[:, None] - key_positions[None, :])[None]
     return distance_bias(table, distance, max_length, config, bidirectional=bidirectional)
 
 
 def distance_bias(
     table: Float[Array, "num_buckets num_heads"],
-    distance: Int[Array, "queries keys"],
+    distance: Int[Array, "#batch queries keys"],
     max_length: int,
     config: T5Config,
     *,
     bidirectional: bool,
-) -> Float[Array, "1 num_heads queries keys"]:
+) -> Float[Array, "#batch num_heads queries keys"]:
     """`relative_bias` from the distance of each query back to each key, below max_length."""
     buckets = jnp.asarray(distance_buckets(max_length, config, bidirectional=bidirectional))
-    bucket = buckets[jnp.abs(distance)]  # (queries, keys)
+    bucket = buckets[jnp.abs(distance)]  # (batch, queries, keys)
     if bidirectional:
         bucket = bucket + jnp.where(distance < 0, config.relative_attention_num_buckets // 2, 0)
-    return table.astype(jnp.float32)[bucket].transpose(2, 0, 1)[None]
+    return table.astype(jnp.float32)[bucket].transpose(0, 3, 1, 2)
 
 
 def padding_bias(mask: Bool[Array, "batch length"]) -> Float[Array, "batch 1 1 length"]:

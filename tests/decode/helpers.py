@@ -27,6 +27,7 @@ DECAY = dataclasses.replace(
     DVP, prune_rule="decay", prune_size_min=2, confidence="entropy", threshold=0.85, final_vocab="pruned"
 )
 ORACLE = dataclasses.replace(CALM, method="oracle")
+LOSSLESS = dataclasses.replace(DVP, method="lossless", max_waiting=3)
 SHALLOW = dataclasses.replace(CALM, method="shallow_deep", min_exit_layer=2, max_waiting=3)
 
 
@@ -53,6 +54,9 @@ def assert_same(one: Decoded, other: Decoded, rows: Any = slice(None)) -> None:
     np.testing.assert_array_equal(one.exit_layers[rows], other.exit_layers)
     np.testing.assert_array_equal(one.lengths[rows], other.lengths)
     np.testing.assert_allclose(one.confidences[rows], other.confidences, atol=1e-4)
+    if one.drafts is not None and other.drafts is not None:
+        np.testing.assert_array_equal(one.drafts.corrected[rows], other.drafts.corrected)
+        np.testing.assert_array_equal(one.drafts.layers_run[rows], other.drafts.layers_run)
 
 
 class Letters:

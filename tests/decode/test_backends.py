@@ -11,7 +11,20 @@ import dvp_jax
 from dvp_jax.exits.confidence import best_two, entropy, softmax_diff, softmax_max
 from dvp_jax.t5.backend import tracing_for
 from dvp_jax.t5.top_k import top_k
-from tests.decode.helpers import CALM, DECAY, DVP, FULL, MASS, MODEL, ORACLE, SHALLOW, STATE, assert_same, run
+from tests.decode.helpers import (
+    CALM,
+    DECAY,
+    DVP,
+    FULL,
+    LOSSLESS,
+    MASS,
+    MODEL,
+    ORACLE,
+    SHALLOW,
+    STATE,
+    assert_same,
+    run,
+)
 from tests.models import both
 
 ROWS = [[3, 4, 5, 17, 90], [9, 8], [100, 20, 30, 41], [7]]
@@ -32,7 +45,7 @@ def traced_for():
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_every_method_decodes_the_same_on_every_backend(traced_for, backend):
     early = dataclasses.replace(DVP, min_exit_layer=2, exit_depths=(2, 3))
-    cfgs = [FULL, CALM, DVP, early, STATE, MASS, DECAY, ORACLE, SHALLOW]
+    cfgs = [FULL, CALM, DVP, early, STATE, MASS, DECAY, ORACLE, SHALLOW, LOSSLESS]
     with traced_for("cpu"):
         expected = [run(ROWS, cfg) for cfg in cfgs]
     with traced_for(backend):

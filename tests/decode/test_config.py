@@ -13,7 +13,7 @@ from dvp_jax.decode.config import parse_exit_depths
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp, shallow_deep, oracle"),
+        ({"method": "free"}, "method is 'free'; allowed: full, static, calm, dvp, lossless, shallow_deep, oracle"),
         (
             {"confidence": "softmax"},
             "confidence is 'softmax'; allowed: softmax_diff, softmax_max, entropy, state, meta",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import dvp_jax
 from dvp_jax.decode import lanes
 from dvp_jax.decode.engine import Engine
-from tests.decode.helpers import CALM, DECAY, DVP, FULL, MODEL, ORACLE, SHALLOW, STATE, lettered, run
+from tests.decode.helpers import CALM, DECAY, DVP, FULL, LOSSLESS, MODEL, ORACLE, SHALLOW, STATE, lettered, run
 from tests.models import both
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -31,7 +31,7 @@ def assert_alone(output, request, cfg):
 @settings(max_examples=8)
 @given(
     requests=prompts,
-    cfg=st.sampled_from([DVP, SHALLOW, CALM, STATE, DECAY, ORACLE, FULL]),
+    cfg=st.sampled_from([DVP, SHALLOW, LOSSLESS, CALM, STATE, DECAY, ORACLE, FULL]),
     steps=st.sampled_from([1, 3, 32]),
     arrivals=st.lists(st.integers(0, 3), min_size=9, max_size=9),
 )
@@ -54,7 +54,7 @@ def test_a_decaying_threshold_follows_the_position_in_each_row():
         assert_alone(result.output, requests[result.request_id], cfg)
 
 
-@pytest.mark.parametrize("cfg", [CALM, SHALLOW], ids=["calm", "shallow-deep"])
+@pytest.mark.parametrize("cfg", [CALM, SHALLOW, LOSSLESS], ids=["calm", "shallow-deep", "lossless"])
 def test_the_cache_is_reused_many_times(cfg):
     requests = [[first, 5, first + 1] for first in range(2, 30)]
     results = list(Engine(MODEL_OF, cfg, slots=4).run(requests))

@@ -1,14 +1,13 @@
-"""Branching after every layer or more seldom, and layers that run later than their token."""
+"""Branching after every layer or more seldom."""
 
 import dataclasses
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dvp_jax.decode.layer_loop import branch_every, grouped
-from tests.decode.helpers import CALM, DECAY, DVP, FULL, MASS, SHALLOW, STATE, assert_same, prompts, run
+from tests.decode.helpers import CALM, DECAY, DVP, FULL, LOSSLESS, MASS, STATE, assert_same, prompts, run
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -16,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 @settings(max_examples=15)
 @given(
     rows=prompts,
-    cfg=st.sampled_from([FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY]),
+    cfg=st.sampled_from(
+        [FULL, CALM, DVP, dataclasses.replace(DVP, min_exit_layer=3), STATE, MASS, DECAY, LOSSLESS]
+    ),
 )
 def test_branching_more_seldom_gives_the_same(rows, cfg):
     often, seldom = (run(rows, dataclasses.replace(cfg, branch_every=every)) for every in (1, 3))
@@ -42,15 +43,3 @@ def test_no_more_than_eight_conditionals_are_nested_where_a_branch_is_dear():
         deeper = range(3, 3 + num_layers)
         assert len(grouped(deeper, range(2, 3 + num_layers), branch_every("gpu", num_layers))) <= 8
         assert len(grouped(deeper, range(2, 3 + num_layers), branch_every("cpu", num_layers))) == num_layers
-
-
-@settings(max_examples=6)
-@given(rows=prompts, max_waiting=st.sampled_from([1, 2, 5]))
-def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
-    cfg = dataclasses.replace(SHALLOW, max_new_tokens=12, max_waiting=8)
-    assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
-
-
-def test_shallow_deep_exits_at_one_depth_or_the_last():
-    out = run([[first, 5] for first in range(2, 10)], SHALLOW)
-    assert set(np.unique(out.exit_layers)) <= {0, 2, 4} and {2, 4} <= set(np.unique(out.exit_layers))

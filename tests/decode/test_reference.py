@@ -16,6 +16,7 @@ from tests.reference import reference_decode
 
 # Spread embeddings and strong layers, so that exits happen at many depths. name: arguments of `both`
 MODELS = {"tied": ("t5", 0, 4.0, 4.0), "untied": ("t5.1.1", 0, 0.35, 3.0), "umt5": ("umt5", 0, 4.0, 3.0)}
+METHODS = ["full", "static", "oracle", "shallow_deep", "calm", "calm", "dvp", "dvp", "lossless", "lossless"]
 TIE = 1e-3
 """Decisions closer than this may fall either way in float32. These models amplify its rounding: PyTorch's own
 confidences in float32 and in float64 differ by up to 2.2e-4 on 180 random prompts."""
@@ -24,31 +25,34 @@ confidences in float32 and in float64 differ by up to 2.2e-4 on 180 random promp
 @st.composite
 def decode_settings(draw):
     num_layers = 4
-    method = draw(st.sampled_from(["full", "static", "oracle", "shallow_deep", "calm", "calm", "dvp", "dvp"]))
-    measures = ["softmax_diff", "softmax_max", "entropy"] + (["state", "meta"] if method != "dvp" else [])
+    method = draw(st.sampled_from(METHODS))
+    prunes = method == "dvp" or (method == "lossless" and draw(st.booleans()))
+    measures = ["softmax_diff", "softmax_max", "entropy"] + ([] if prunes else ["state", "meta"])
     fields = {"method": method, "max_new_tokens": 8, "confidence": draw(st.sampled_from(measures))}
     if method == "static":
         fields["static_exit_layer"] = draw(st.integers(1, num_layers))
-    if method == "shallow_deep":
+    if method in ("lossless", "shallow_deep"):
         fields["max_waiting"] = draw(st.sampled_from([1, 2, 3, 8]))
-    if method in ("calm", "dvp", "shallow_deep"):
+    if method in ("calm", "dvp", "lossless", "shallow_deep"):
         threshold = st.sampled_from([0.0, 0.05, 0.2, 0.4, 0.6, 0.9, 1.0])
         fields["threshold"] = draw(threshold)
         if draw(st.booleans()):
             fields["thresholds_per_depth"] = draw(st.tuples(*[threshold] * num_layers))
         fields["decay_temperature"] = draw(st.sampled_from([None, None, 0.0, 4.0]))
-    if method in ("calm", "dvp", "oracle", "shallow_deep"):
+    if method in ("calm", "dvp", "lossless", "oracle", "shallow_deep"):
         fields["min_exit_layer"] = draw(st.integers(1, num_layers - (method == "shallow_deep")))
     first = fields.get("min_exit_layer")
-    if method in ("calm", "dvp", "oracle"):
+    if method in ("calm", "dvp", "lossless", "oracle"):
         fields["exit_depths"] = draw(st.sampled_from([None, None, 2, (2, 4), (3,), (1, 3)]))
         first = min(fields["exit_depths"]) if isinstance(fields["exit_depths"], tuple) else first
     if method == "oracle":
         fields["oracle_states"] = draw(st.sampled_from(["own", "full"]))
-    if method == "dvp":
+    if method == "lossless":
+        fields["prune_size"] = None
+    if prunes:
         fields["prune_layer"] = draw(st.integers(1, min(first, num_layers - 1)))
         fields["prune_size"] = draw(st.sampled_from([1, 2, 5, 40, 211]))
-        fields["final_vocab"] = draw(st.sampled_from(["full", "pruned"]))
+        fields["final_vocab"] = draw(st.sampled_from(["full", "pruned"])) if method == "dvp" else "full"
         fields["prune_rule"] = draw(st.sampled_from(["fixed", "mass", "decay"]))
         if fields["prune_rule"] == "mass":
             fields["prune_mass"] = draw(st.sampled_from([0.1, 0.5, 0.9, 1.0]))
@@ -64,6 +68,9 @@ def assert_equal_to_reference(out, row, expected):
     assert out.tokens[row, :length].tolist() == expected.tokens
     assert out.exit_layers[row, :length].tolist() == expected.exit_layers
     np.testing.assert_allclose(out.confidences[row, :length], expected.confidences, atol=TIE)
+    if out.drafts is not None:
+        assert out.drafts.corrected[row, :length].tolist() == expected.corrected
+        assert out.drafts.layers_run[row] == expected.layers_run
 
 
 def with_classifier(model):
