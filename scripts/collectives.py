@@ -70,6 +70,7 @@ def compiled_decode(
     cross = abstract((batch, config.num_heads, source_length, config.d_kv), dtype, "data", "model")
     encoded = Encoded(
         cross=[(cross, cross)] * config.num_decoder_layers,
+        ids=abstract((batch, source_length), jnp.int32, "data"),
         mask=abstract((batch, source_length), bool, "data"),
         active=abstract((batch,), bool, "data"),
     )

@@ -197,6 +197,7 @@ def compile_decode(
     cross = jax.ShapeDtypeStruct((batch, config.num_heads, source_length, config.d_kv), jnp.dtype(dtype))
     encoded = Encoded(
         cross=placed([(cross, cross)] * config.num_decoder_layers, "data", "model"),
+        ids=placed(jax.ShapeDtypeStruct((batch, source_length), jnp.int32), "data"),
         mask=placed(jax.ShapeDtypeStruct((batch, source_length), bool), "data"),
         active=placed(jax.ShapeDtypeStruct((batch,), bool), "data"),
     )
@@ -209,7 +210,7 @@ def compile_decode(
         return _Arguments(program, inputs.int8, inputs.stacked, inputs.thresholds)
 
     made = placed(jax.eval_shape(arguments, params, encoded))
-    program, inputs = made.program, DecodeInputs(params, made.int8, made.stacked, encoded, made.thresholds)
+    program, inputs = made.program, DecodeInputs(params, made.int8, made.stacked, encoded, None, made.thresholds)
     with Model(config, params, mesh=mesh if is_divided else None).context():
         if not engine:
             return program, decode_tokens.lower(program, inputs).compile()

@@ -6,6 +6,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
@@ -73,7 +74,7 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, row
     ids, mask = np.pad(ids, padding, constant_values=model.config.pad_token_id), np.pad(mask, padding)
     ids, mask, active = place_rows(model.mesh, (ids, mask, mask.any(axis=1)))
     with model.context():
-        return Encoded(_encode(model.config, model.params, ids, mask), mask, active)
+        return Encoded(_encode(model.config, model.params, ids, mask), ids, mask, active)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -139,7 +140,11 @@ def decode_arguments(
     every = cfg.branch_every or branch_every(backend(), policy.last_depth - policy.first_exit)
     options = compiler_options(cfg.capture, policy, backend())
     program = DecodeProgram(model.config, policy, cfg.max_new_tokens, every, options)
-    return program, DecodeInputs(model.params, int8, stacked, encoded, place(model.mesh, thresholds))
+    common = None
+    if policy.num_recent:
+        assert model.common_tokens is not None  # as `decode_policy` checked
+        common = place(model.mesh, jnp.asarray(model.common_tokens[: policy.kept_rows]))
+    return program, DecodeInputs(model.params, int8, stacked, encoded, common, place(model.mesh, thresholds))
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
@@ -154,6 +159,12 @@ def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:
         raise ValueError(
             f"confidence is {policy.confidence!r}, but the model has no meta classifier; "
             f"allowed: {', '.join(others)}, or a model that experiments.finetune_meta wrote"
+        )
+    if policy.num_recent and (model.common_tokens is None or len(model.common_tokens) < policy.kept_rows):
+        had = "none" if model.common_tokens is None else len(model.common_tokens)
+        raise ValueError(
+            f"prune_rule guesses {policy.kept_rows} tokens, but the model has {had} common tokens; allowed: a "
+            "smaller prune_size, or a checkpoint folder with common_tokens.json, which scripts.count_tokens writes"
         )
     if cfg.unembedding == "int8" and model.mesh is not None:
         raise ValueError("unembedding is 'int8'; allowed on a mesh: auto, float")

@@ -58,6 +58,7 @@ class KVCache:
     columns: Columns  # keys and values of each layer that runs
     lengths: Int[Array, " batch"]  # tokens of each row's text so far
     waiting: Waiting | None  # None unless skipped layers run later
+    recent: Int[Array, "batch recent"] | None  # likeliest ids where the full vocabulary was read last, for a guess
 
 
 def empty_cache(program: DecodeProgram, encoded: Encoded) -> KVCache:
@@ -73,7 +74,8 @@ def empty_cache(program: DecodeProgram, encoded: Encoded) -> KVCache:
     if policy.runs_skipped_layers_later:
         hidden = jnp.zeros((*zeros.shape, config.d_model), jnp.float32)
         waiting = Waiting(hidden, zeros + policy.last_depth, zeros)
-    return KVCache(columns, zeros[:, 0], waiting)
+    recent = jnp.zeros((batch, policy.num_recent), jnp.int32) if policy.num_recent else None
+    return KVCache(columns, zeros[:, 0], waiting, recent)
 
 
 def restarted(program: DecodeProgram, cache: KVCache, is_new: Bool[Array, " batch"]) -> KVCache:
@@ -82,7 +84,13 @@ def restarted(program: DecodeProgram, cache: KVCache, is_new: Bool[Array, " batc
     if waiting is not None:
         depths = jnp.where(is_new[:, None], program.policy.last_depth, waiting.depths)
         waiting = dataclasses.replace(waiting, depths=depths)
-    return KVCache(cache.columns, jnp.where(is_new, 0, cache.lengths), waiting)
+    recent = None if cache.recent is None else jnp.where(is_new[:, None], 0, cache.recent)
+    return KVCache(cache.columns, jnp.where(is_new, 0, cache.lengths), waiting, recent)
+
+
+def window_sizes(window: int) -> list[int]:
+    """How many of the newest tokens run side by side: one, half the window, or all. More would compile longer."""
+    return sorted({1, max(1, window // 2), window})
 
 
 class CachedDecoder:
@@ -99,12 +107,11 @@ class CachedDecoder:
         self._num_layers, self._window = program.policy.last_depth, program.policy.window
         self._cross, self._cross_bias = inputs.encoded.cross, padding_bias(inputs.encoded.mask)
         self._cache, self._stacked = cache, inputs.stacked
-        self._first = cache.lengths[:, None]  # column of the window's first token
-        self._here = self._first + self._window - 1  # column of this token
+        self._here = cache.lengths[:, None] + self._window - 1  # column of this token
         size = cache.columns[0][0].shape[-2]
         self._columns = jnp.arange(size)  # (columns,)
         self._token_bias = self._biases(self._here, self._columns <= self._here)
-        self._window_bias = self._window_biases()
+        self._window_bias = {size: self._window_biases(size) for size in window_sizes(self._window)}
 
     def _biases(
         self, queries: Int[Array, "batch queries"], visible: Bool[Array, "batch columns"]
@@ -115,12 +122,13 @@ class CachedDecoder:
         mask = jnp.where(visible & is_token, 0.0, MASKED)[:, None, None]
         return {index: bias + mask for index, bias in self._distance_biases(distance).items()}
 
-    def _window_biases(self) -> dict[int, tuple[Array, Array]]:
-        """Score biases of the window's tokens on the columns before it, and on each other."""
-        places = jnp.arange(self._window)
-        past = self._biases(self._first + places, self._columns < self._first)
+    def _window_biases(self, size: int) -> dict[int, tuple[Array, Array]]:
+        """Score biases of the newest tokens on the columns before them, and on each other."""
+        places = jnp.arange(size)
+        first = self._here - size + 1
+        past = self._biases(first + places, self._columns < first)
         behind = places[:, None] - places  # (queries, keys)
-        is_token = self._first + places >= self._window - 1  # (batch, keys)
+        is_token = first + places >= self._window - 1  # (batch, keys)
         mask = jnp.where((behind >= 0) & is_token[:, None], 0.0, MASKED)[:, None]  # (batch, 1, queries, keys)
         return {index: (past[index], bias + mask) for index, bias in self._distance_biases(behind[None]).items()}
 
@@ -157,9 +165,8 @@ class CachedDecoder:
             placed = jnp.where(is_here, own, ring)  # (2, batch, num_heads, columns, d_kv)
             segments: tuple[Segment, ...] = (Segment(placed[0], placed[1], bias),)
         else:
-            on_itself = self._of_layer(self._window_bias, depth)[1][:, :, -1:, -1:]
-            past = jnp.where((self._columns == self._here)[:, None, None], MASKED, bias)
-            segments = (Segment(*ring, past), Segment(own[0], own[1], on_itself))
+            past, itself = self._of_layer(self._window_bias[1], depth)
+            segments = (Segment(*ring, past), Segment(own[0], own[1], itself))
         hidden = self._attend(depth, hidden[:, None], segments)[:, 0]
         if backend() == "tpu":
             # Else the compiler takes 9 GB for 19 layers in a row, and more for more; so it takes 1 GB.
@@ -167,24 +174,26 @@ class CachedDecoder:
         return hidden, own
 
     def run_window(
-        self, depth: int, states: Float[Array, "batch window d_model"], entering: Bool[Array, "batch window"]
-    ) -> tuple[Float[Array, "batch window d_model"], Block]:
-        """Runs the layer at `depth` on tokens of the window side by side; each attends to those up to itself.
+        self, depth: int, states: Float[Array, "batch some d_model"], entering: Bool[Array, "batch some"]
+    ) -> tuple[Float[Array, "batch some d_model"], Block]:
+        """Runs the layer at `depth` on the newest tokens side by side; each attends to those up to itself.
 
         Args:
             depth: of the layer.
-            states: h_(l-1) of the tokens that enter; of others, anything.
-            entering: tokens that run this layer. Older tokens of the window have run it already.
+            states: h_(l-1) of the tokens that enter; of others, anything. As many as one of `window_sizes`.
+            entering: tokens that run this layer. Older tokens have run it already.
 
         Returns:
             h_l of the tokens that enter, and the layer's keys and values of the window.
         """
+        size, so_far = states.shape[1], self.so_far(depth)
         own = jnp.stack(self._apply(depth, "self_keys_values", states))
-        block = jnp.where(entering[:, None, :, None], own, self.so_far(depth))
-        past, itself = self._of_layer(self._window_bias, depth)
+        block = jnp.where(entering[:, None, :, None], own, so_far[..., -size:, :])
+        past, itself = self._of_layer(self._window_bias[size], depth)
         ring = self._cache.columns[depth - 1]
         segments = (Segment(ring[0], ring[1], past), Segment(block[0], block[1], itself))
-        return self._attend(depth, states, segments), block
+        hidden = self._attend(depth, states, segments)
+        return hidden, jnp.concatenate([so_far[..., :-size, :], block], axis=-2)
 
     def so_far(self, depth: int) -> Block:
         """The layer's keys and values of the window as the cache has them."""
@@ -218,12 +227,15 @@ class CachedDecoder:
         return self._apply(depth, "__call__", states, segments, cross)
 
     @jax.named_scope("cache")
-    def updated_cache(self, blocks: list[Block], waiting: Waiting | None = None) -> KVCache:
+    def updated_cache(
+        self, blocks: list[Block], waiting: Waiting | None = None, recent: Int[Array, "batch recent"] | None = None
+    ) -> KVCache:
         """The cache after this step, a token longer in every row. It is written here, once a step.
 
         Args:
             blocks: keys and values of the window in each layer.
             waiting: what waits after this step.
+            recent: likeliest ids, for the next guess.
         """
         cache = self._cache
         columns: Columns
@@ -232,7 +244,7 @@ class CachedDecoder:
             columns = jax.tree.map(write, cache.columns, [tuple(block) for block in blocks])
         else:
             columns = _write_window(cache.columns, jnp.stack(blocks), cache.lengths, batch_axis=2)
-        return KVCache(columns, cache.lengths + 1, waiting)
+        return KVCache(columns, cache.lengths + 1, waiting, recent)
 
 
 def _write_window(columns: Array, block: Array, starts: Int[Array, " batch"], batch_axis: int) -> Array:

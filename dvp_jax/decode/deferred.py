@@ -14,6 +14,7 @@ ends the text, and the last depth confirms or replaces each draft.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,10 +23,12 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from dvp_jax.decode.cache import Block, CachedDecoder, KVCache, Waiting
+from dvp_jax.decode.cache import Block, CachedDecoder, KVCache, Waiting, window_sizes
 from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_until_exit
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
-from dvp_jax.exits.policy import ExitDecision, Heads, Lossless
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
+from dvp_jax.exits.policy import ExitDecision, Heads, Lossless, Verdict
+from dvp_jax.t5.backend import backend
+from dvp_jax.t5.int8 import int8_pays
 from dvp_jax.t5.model import embed
 
 
@@ -37,7 +40,7 @@ class WindowState:
     hidden: Float[Array, "batch window d_model"]  # h_l of each token
     depths: Int[Array, "batch window"]  # l of each token; L where nothing is left to run
     stopped: Bool[Array, " batch"]  # rows that run no deeper layer in this step
-    likeliest: Int[Array, "batch window"]  # token of each at the last depth, once it was read there
+    verdict: Verdict  # on the drafts that reached the last depth
 
     def entering(self, depth: int) -> Bool[Array, "batch window"]:
         """The tokens that run the layer at `depth`."""
@@ -82,7 +85,8 @@ def decode_deferred_token(
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
     thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
-    heads = full = full_heads(program.config, inputs.params, inputs.int8)
+    full = full_heads(program.config, inputs.params, inputs.int8)
+    heads = guessed_heads(policy, full, inputs, cache.recent)
     is_last_place = cache.lengths + 1 >= program.max_new_tokens
 
     def run_layer(heads: Heads, depth: int, state: WindowState) -> tuple[WindowState, Block]:
@@ -101,7 +105,8 @@ def decode_deferred_token(
         return state, block
 
     # Up to the first exit no token waits, and the policy may prune the vocabulary.
-    state = _start(program, cache, embed(inputs.params["shared"], token[:, None])[:, 0], ended)
+    embedded = embed(inputs.params["shared"], token[:, None])[:, 0]
+    state = _start(cache, DepthState.start(embedded, ended, program, heads, cache.recent), policy.last_depth)
     blocks = []
     for depth in range(1, policy.first_exit + 1):
         state, block = run_layer(heads, depth, state)
@@ -120,22 +125,22 @@ def decode_deferred_token(
     groups = grouped(deeper, policy.candidates, program.branch_every)
     read_last = partial(_read_last, program, full, cache)
     state, blocks = run_until_exit(partial(run_layer, heads), read_last, skip, groups, state, blocks)
-    result, waiting = _verified(program, cache, state, ended)
-    return result, dataclasses.replace(decoder.updated_cache(blocks, waiting), lengths=result.length)
+    result, waiting = _outcome(program, cache, state, ended)
+    cache = decoder.updated_cache(blocks, waiting, state.current.recent)
+    return result, dataclasses.replace(cache, lengths=result.length)
 
 
-def _start(
-    program: DecodeProgram, cache: KVCache, embedded: Float[Array, "batch d_model"], ended: Bool[Array, " batch"]
-) -> WindowState:
-    """The state before the first layer: the waiting tokens, and h_0 of this one."""
+def _start(cache: KVCache, current: DepthState, last_depth: int) -> WindowState:
+    """The state before the first layer: the waiting tokens, and this one."""
     assert cache.waiting is not None
-    own_depth = jnp.where(ended, program.policy.last_depth, 0)
+    own_depth = jnp.where(current.exited, last_depth, 0)
+    zeros = jnp.zeros_like(own_depth)
     return WindowState(
-        current=DepthState.start(embedded, ended, program),
-        hidden=cache.waiting.hidden.at[:, -1].set(embedded),
+        current=current,
+        hidden=cache.waiting.hidden.at[:, -1].set(current.hidden),
         depths=cache.waiting.depths.at[:, -1].set(own_depth),
-        stopped=ended,
-        likeliest=jnp.zeros_like(cache.waiting.drafts),
+        stopped=current.exited,
+        verdict=Verdict(zeros > 0, zeros, zeros),
     )
 
 
@@ -149,55 +154,67 @@ def _run_entering(
         before = decoder.so_far(depth)[..., :-1, :]
         return hidden.at[:, -1].set(own), jnp.concatenate([before, keys_values], axis=-2)
 
-    def run_window(hidden: Array) -> tuple[Array, Block]:
-        return decoder.run_window(depth, hidden, entering)
+    def run_newest(size: int, hidden: Array) -> tuple[Array, Block]:
+        own, block = decoder.run_window(depth, hidden[:, -size:], entering[:, -size:])
+        return hidden.at[:, -size:].set(own), block
 
     entering = state.entering(depth)
-    if depth <= first_exit or entering.shape[1] == 1:
+    if depth <= first_exit:
         return run_alone(state.hidden)
-    return lax.cond(jnp.any(entering[:, :-1]), run_window, run_alone, state.hidden)
+    alone, *sizes = window_sizes(entering.shape[1])
+    branches: list[Callable[[Array], tuple[Array, Block]]] = [run_alone]
+    branches += [partial(run_newest, size) for size in sizes]
+    return lax.switch(_first_that_holds(entering, [alone, *sizes]), branches, state.hidden)
+
+
+def _first_that_holds(tokens: Bool[Array, "batch window"], sizes: list[int]) -> Int[Array, ""]:
+    """Index of the first size that holds the tokens of each row, which are its newest ones."""
+    return jnp.searchsorted(jnp.array(sizes), jnp.max(jnp.sum(tokens, axis=1)))
 
 
 def _read_last(program: DecodeProgram, full: Heads, cache: KVCache, state: WindowState) -> WindowState:
-    """Reads the rows that reached the last depth; with a policy that verifies, their waiting tokens as well."""
+    """Reads the rows that reached the last depth; with a policy that verifies, their drafts as well."""
     policy = program.policy
     output = state.current.output(policy.last_depth)
     if not isinstance(policy, Lossless):
         return dataclasses.replace(state, current=state.current.exit(policy.read_final(output, full, full)))
-
-    def read_alone(hidden: Array) -> tuple[ExitDecision, Array]:
-        decision, likeliest = policy.verify(hidden[:, -1:], output, full)
-        return decision, jnp.broadcast_to(likeliest, hidden.shape[:2])
-
-    def read_window(hidden: Array) -> tuple[ExitDecision, Array]:
-        return policy.verify(hidden, output, full)
-
     assert cache.waiting is not None
-    some_wait = jnp.any((cache.waiting.depths[:, :-1] < policy.last_depth) & ~state.stopped[:, None])
-    decision, likeliest = lax.cond(some_wait, read_window, read_alone, state.hidden)
-    return dataclasses.replace(state, current=state.current.exit(decision), likeliest=likeliest)
+    is_draft = (cache.waiting.depths < policy.last_depth).at[:, -1].set(state.current.exited)
+    is_draft = is_draft & ~state.stopped[:, None]
+    drafts = cache.waiting.drafts.at[:, -1].set(state.current.token)
+
+    def verify(size: int) -> tuple[ExitDecision, Verdict]:
+        newest, heads = slice(-size, None), full
+        if not int8_pays(backend(), len(drafts) * size):
+            heads = full._replace(vocabulary=dataclasses.replace(full.vocabulary, int8=None))
+        return policy.verify(state.hidden[:, newest], drafts[:, newest], is_draft[:, newest], output, heads)
+
+    sizes = window_sizes(drafts.shape[1])
+    # The newest token is read in any case.
+    index = _first_that_holds(is_draft.at[:, -1].set(True), sizes)
+    decision, verdict = lax.switch(index, [partial(verify, size) for size in sizes])
+    current = state.current.exit(decision)
+    if decision.recent is not None:  # also where this token is a draft
+        assert current.recent is not None
+        recent = jnp.where(state.stopped[:, None], current.recent, decision.recent)
+        current = dataclasses.replace(current, recent=recent)
+    return dataclasses.replace(state, current=current, verdict=verdict)
 
 
-def _verified(
+def _outcome(
     program: DecodeProgram, cache: KVCache, state: WindowState, ended: Bool[Array, " batch"]
 ) -> tuple[DeferredToken, Waiting]:
-    """What became of the drafts, and what waits after this step."""
-    waiting, current, last_depth = cache.waiting, state.current, program.policy.last_depth
+    """What a step says about each row, and what waits after it."""
+    waiting, current, verdict, last_depth = cache.waiting, state.current, state.verdict, program.policy.last_depth
     assert waiting is not None
-    drafts = waiting.drafts.at[:, -1].set(current.token)
-    is_draft = (waiting.depths < last_depth).at[:, -1].set(current.exit_layer < last_depth)
-    wrong = is_draft & (state.likeliest != drafts) & ~state.stopped[:, None] & program.policy.verifies
-    corrected, first = jnp.any(wrong, axis=1), jnp.argmax(wrong, axis=1)  # (batch,)
-    kept_of_window = jnp.where(corrected, first + 1, drafts.shape[1])
-    length = cache.lengths + 1 - drafts.shape[1] + kept_of_window
-    replacement = jnp.take_along_axis(state.likeliest, first[:, None], axis=1)[:, 0]
     token = DeferredToken(
         current=current,
         num_layers=jnp.where(state.stopped, current.exit_layer, last_depth) * ~ended,
-        corrected=corrected,
-        length=jnp.where(ended, cache.lengths, length),
-        last=jnp.where(corrected, replacement, current.token),
+        corrected=verdict.corrected,
+        length=cache.lengths + jnp.where(ended, 0, 1 - jnp.where(verdict.corrected, verdict.num_forgotten, 0)),
+        last=jnp.where(verdict.corrected, verdict.token, current.token),
     )
-    depths = jnp.where(corrected[:, None], last_depth, state.depths)
+    depths = jnp.where(verdict.corrected[:, None], last_depth, state.depths)
+    drafts = waiting.drafts.at[:, -1].set(current.token)
     shift = partial(jnp.roll, shift=-1, axis=1)  # the next token's place is the last one
     return token, Waiting(shift(state.hidden), shift(depths), shift(drafts))

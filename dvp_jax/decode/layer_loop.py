@@ -31,10 +31,16 @@ class DepthState:
     confidence: Float[Array, " batch"]
     previous: Float[Array, "batch d_model"] | None  # h_(l-1), for a policy that needs it
     kept: Bool[Array, "batch kept"] | None  # candidates among the kept rows, for a rule that masks them
+    recent: Int[Array, "batch recent"] | None  # the likeliest ids where the full vocabulary was read last
 
     @classmethod
     def start(
-        cls, embedded: Float[Array, "batch d_model"], ended: Bool[Array, " batch"], program: DecodeProgram
+        cls,
+        embedded: Float[Array, "batch d_model"],
+        ended: Bool[Array, " batch"],
+        program: DecodeProgram,
+        heads: Heads,
+        recent: Int[Array, "batch recent"] | None,
     ) -> DepthState:
         """The state before the first layer: h_0, and no row has exited but those whose text has ended."""
         zeros = jnp.zeros(ended.shape, jnp.int32)
@@ -45,7 +51,8 @@ class DepthState:
             token=zeros + program.config.pad_token_id,
             confidence=zeros.astype(jnp.float32),
             previous=embedded if program.policy.needs_previous_hidden else None,
-            kept=None,
+            kept=heads.vocabulary.kept,
+            recent=recent,
         )
 
     def after_layer(self, depth: int, hidden: Float[Array, "batch d_model"]) -> DepthState:
@@ -68,11 +75,15 @@ class DepthState:
 
     def exit(self, decision: ExitDecision) -> DepthState:
         """The state after the rows that a decision names have exited."""
+        recent = self.recent
+        if recent is not None and decision.recent is not None:
+            recent = jnp.where(decision.exits[:, None], decision.recent, recent)
         return dataclasses.replace(
             self,
             exited=self.exited | decision.exits,
             token=jnp.where(decision.exits, decision.token, self.token),
             confidence=jnp.where(decision.exits, decision.confidence, self.confidence),
+            recent=recent,
         )
 
 

@@ -57,5 +57,6 @@ def decode_oracle_token(
         confidence=jnp.where(ended, 0.0, confidence),
         previous=None,
         kept=None,
+        recent=None,
     )
     return state, decoder.updated_cache(blocks)

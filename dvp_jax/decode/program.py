@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.policy import ExitPolicy, Heads
+from dvp_jax.exits.pruning import Hints
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.int8 import Int8Unembedding
@@ -43,6 +44,7 @@ class Encoded:
     """The sources as the decoder reads them, computed once per request."""
 
     cross: list[KeysValues]  # cross-attention keys and values of each decoder layer
+    ids: Int[Array, "batch source"]
     mask: Bool[Array, "batch source"]  # False at padding
     active: Bool[Array, " batch"]  # False in rows that only fill the batch
 
@@ -55,6 +57,7 @@ class DecodeInputs:
     int8: Int8Unembedding | None  # the copy of the unembedding to read instead of it; None to read it
     stacked: StackedKeysValues | None  # for state propagation in one product; None for a product a layer
     encoded: Encoded
+    common: Int[Array, " common"] | None  # the commonest tokens, for a rule that guesses; else None
     thresholds: Float[Array, "max_new_tokens num_depths"]  # [t, l - 1]: for the token after t others, at depth l
 
 
@@ -69,3 +72,13 @@ def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = 
         scale=config.logit_scale,
     )
     return Heads(vocabulary, params.get("meta"))
+
+
+def guessed_heads(
+    policy: ExitPolicy, full: Heads, inputs: DecodeInputs, recent: Int[Array, "batch recent"] | None
+) -> Heads:
+    """What the first layers are read through: the full vocabulary, or a guess where the policy makes one."""
+    if recent is None or inputs.common is None:
+        return full
+    hints = Hints(inputs.encoded.ids, recent, inputs.common)
+    return full._replace(vocabulary=policy.guess(hints, full.vocabulary))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
 from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_until_exit
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
 from dvp_jax.exits.policy import Heads
 from dvp_jax.t5.model import embed
 
@@ -37,7 +37,8 @@ def decode_token(
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
     thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
-    heads = full = full_heads(program.config, inputs.params, inputs.int8)
+    full = full_heads(program.config, inputs.params, inputs.int8)
+    heads = guessed_heads(policy, full, inputs, cache.recent)
 
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
         with jax.named_scope(f"layer_{depth}"):
@@ -50,7 +51,8 @@ def decode_token(
         return state, block
 
     # Up to the first exit every layer runs, and the policy may prune the vocabulary.
-    state = DepthState.start(embed(inputs.params["shared"], token[:, None])[:, 0], ended, program)
+    embedded = embed(inputs.params["shared"], token[:, None])[:, 0]
+    state = DepthState.start(embedded, ended, program, heads, cache.recent)
     blocks = []
     for depth in range(1, policy.first_exit + 1):
         state, block = run_layer(heads, depth, state)
@@ -71,4 +73,4 @@ def decode_token(
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
     groups = grouped(deeper, policy.candidates, program.branch_every)
     state, blocks = run_until_exit(partial(run_layer, heads), read_final, propagate, groups, state, blocks)
-    return state, decoder.updated_cache(blocks)
+    return state, decoder.updated_cache(blocks, recent=state.recent)

@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
-from dvp_jax.exits.pruning import Kept, PruningRule
+from dvp_jax.exits.pruning import Hints, Kept, PruningRule, Recent
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.top_k import top_k
@@ -64,6 +64,15 @@ class ExitDecision(NamedTuple):
     token: Int[Array, " batch"]  # with a measure of the hidden state, valid only where the row exits
     confidence: Float[Array, " batch"]
     kept: Kept  # mask over the kept rows, for deeper candidate depths
+    recent: Int[Array, "batch recent"] | None = None  # the likeliest ids, where all are read and a rule needs them
+
+
+class Verdict(NamedTuple):
+    """What became of the drafts of each row."""
+
+    corrected: Bool[Array, " batch"]  # whether one was replaced
+    token: Int[Array, " batch"]  # by which token
+    num_forgotten: Int[Array, " batch"]  # how many tokens after it are taken back
 
 
 class Reads(NamedTuple):
@@ -113,6 +122,10 @@ class ExitPolicy(abc.ABC):
         asked."""
         return range(self.first_exit, self.last_depth)
 
+    def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary to read from the first layer on. Called where `num_recent` is not 0."""
+        return vocabulary
+
     def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
         """The vocabulary that deeper depths read; `vocabulary` itself where nothing changes.
 
@@ -150,7 +163,10 @@ class ExitPolicy(abc.ABC):
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
         else:
             confidence = self._confidence_of_hidden(output, heads)
-        return ExitDecision(output.active, heads.vocabulary.token(best.candidate), confidence, kept)
+        recent = None
+        if self.num_recent and heads.vocabulary.ids is None:
+            recent = top_k(logits, self.num_recent, full_vocabulary=True)[1]
+        return ExitDecision(output.active, heads.vocabulary.token(best.candidate), confidence, kept, recent)
 
     def _candidates(self, output: LayerOutput, vocabulary: Vocabulary, num_exact: int) -> tuple[Array, Kept]:
         return vocabulary.logits(output.hidden, num_exact), vocabulary.kept
@@ -169,6 +185,11 @@ class ExitPolicy(abc.ABC):
     def num_exact(self) -> int:
         """How many of the largest full-vocabulary logits a candidate depth must know exactly."""
         return 1
+
+    @property
+    def num_recent(self) -> int:
+        """How many of the likeliest ids to remember where the full vocabulary is read, for `guess`."""
+        return 0
 
     @property
     def kept_rows(self) -> int:
@@ -397,7 +418,7 @@ class DVP(CALM):
                 f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
                 f"logits reads: {', '.join(LOGIT_MEASURES)}"
             )
-        if self.prune_layer > self.first_exit:
+        if self.prune_layer > self.first_exit and not self.pruning.guesses:
             first = "min_exit_layer" if self.first_exit == self.min_exit_layer else "the first of exit_depths"
             raise ValueError(f"prune_layer is {self.prune_layer}; allowed: at most {first}, {self.first_exit}")
 
@@ -407,10 +428,18 @@ class DVP(CALM):
 
     @property
     def num_exact(self) -> int:
-        return self.kept_rows
+        return 1 if self.pruning.guesses else self.kept_rows
+
+    @property
+    def num_recent(self) -> int:
+        return self.pruning.num_recent
+
+    def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
+        assert isinstance(self.pruning, Recent)
+        return self.pruning.guess(hints, vocabulary)
 
     def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
-        if output.depth != self.prune_layer:
+        if output.depth != self.prune_layer or self.pruning.guesses:
             return vocabulary
         logits = vocabulary.logits(output.hidden, self.num_exact)
         return self.pruning.prune(output.depth, logits, vocabulary)
@@ -426,6 +455,11 @@ class DVP(CALM):
 
     def reads(self, exit_layers: np.ndarray) -> Reads:
         reaches_last = self._reaches_last(exit_layers)
+        if self.pruning.guesses:
+            asked = self._num_asked(exit_layers)
+            if self.final_vocab == "full":
+                return Reads(reaches_last.astype(np.float64), asked)
+            return Reads(np.zeros_like(asked), asked + reaches_last)
         # The product at p is also the first candidate's where both depths are the same.
         kept = np.maximum(self._num_asked(exit_layers) - (self.prune_layer == self.first_exit), 0)
         if self.final_vocab == "full":
@@ -434,12 +468,14 @@ class DVP(CALM):
 
     def paper_reads(self, exit_layers: np.ndarray) -> Reads:
         depths = self._paper_depths(exit_layers)
-        full = np.minimum(depths, self.prune_layer + 1)
+        full = np.minimum(depths, 0 if self.pruning.guesses else self.prune_layer + 1)
         return Reads(full, depths - full)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         del settings["pruning"]
+        if self.pruning.guesses:
+            del settings["prune_layer"]
         return settings | self.pruning.settings()
 
     def check(self, num_layers: int, vocab_size: int) -> None:
@@ -492,23 +528,38 @@ class Lossless(ExitPolicy):
         return self.draft.decide(output, threshold, heads)
 
     def verify(
-        self, hidden: Float[Array, "batch window d_model"], output: LayerOutput, full: Heads
-    ) -> tuple[ExitDecision, Int[Array, "batch window"]]:
-        """Reads the full vocabulary for all tokens that reached `last_depth`.
+        self,
+        hidden: Float[Array, "batch some d_model"],
+        drafts: Int[Array, "batch some"],
+        is_draft: Bool[Array, "batch some"],
+        output: LayerOutput,
+        full: Heads,
+    ) -> tuple[ExitDecision, Verdict]:
+        """Reads the full vocabulary for tokens that reached `last_depth` together.
 
         Args:
-            hidden: h_L of the waiting tokens, then of this one.
-            output: of the last layer, for this token.
+            hidden: h_L of the newest tokens of each row, the oldest first.
+            drafts: what each was read as.
+            is_draft: which of them wait to be verified.
+            output: of the last layer, for the newest token.
             full: with the full vocabulary.
 
         Returns:
-            The decision about this token, as `read_final` makes it, and the likeliest token of each.
+            The decision about the newest token, as `read_final` makes it, and what became of the drafts.
         """
-        logits = full.vocabulary.logits(hidden.reshape(-1, hidden.shape[-1]))  # (batch * window, vocab)
+        num_rows, some, _ = hidden.shape
+        logits = full.vocabulary.logits(hidden.reshape(num_rows * some, -1))  # (batch * some, vocab)
         # On CPU a top 2 takes a third of the time of an argmax.
-        _, tokens = top_k(logits, 2, full_vocabulary=True)
-        own = logits.reshape(*hidden.shape[:2], -1)[:, -1]
-        return self._decide_by(own, None, output, full), tokens[:, 0].reshape(hidden.shape[:2])
+        likeliest = top_k(logits, 2, full_vocabulary=True)[1][:, 0].reshape(num_rows, some)
+        wrong = is_draft & (likeliest != drafts)
+        corrected = jnp.any(wrong, axis=1)
+        place = jnp.where(corrected, jnp.argmax(wrong, axis=1), some - 1)  # of the last token that stays
+        logits, rows = logits.reshape(num_rows, some, -1), jnp.arange(num_rows)
+        decision = self._decide_by(logits[:, -1], None, output, full)
+        if self.num_recent:
+            recent = top_k(logits[rows, place], self.num_recent, full_vocabulary=True)[1]
+            decision = decision._replace(recent=recent)
+        return decision, Verdict(corrected, likeliest[rows, place], some - 1 - place)
 
     @property
     def needs_previous_hidden(self) -> bool:
@@ -517,6 +568,13 @@ class Lossless(ExitPolicy):
     @property
     def num_exact(self) -> int:
         return self.draft.num_exact
+
+    @property
+    def num_recent(self) -> int:
+        return self.draft.num_recent
+
+    def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
+        return self.draft.guess(hints, vocabulary)
 
     @property
     def kept_rows(self) -> int:

@@ -11,7 +11,7 @@ A rule is a frozen dataclass, part of its policy. A new rule is one class, in yo
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,14 @@ from dvp_jax.t5.top_k import top_k
 
 Kept = Bool[Array, "batch kept"] | None
 """Which of the gathered rows are candidates. None: all of them, at every depth."""
+
+
+class Hints(NamedTuple):
+    """What is known of the next token before its first layer runs. Ids may repeat."""
+
+    source: Int[Array, "batch source"]  # ids of the source; padding is an id, too
+    recent: Int[Array, "batch recent"]  # the likeliest ids where the full vocabulary was read last
+    common: Int[Array, " common"]  # the commonest ids of some text, the commonest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,14 @@ class PruningRule:
     """
 
     prune_size: int
+
+    guesses: ClassVar[bool] = False
+    """Whether the set is guessed before the first layer runs, so that W is not read at p."""
+
+    @property
+    def num_recent(self) -> int:
+        """How many of the likeliest ids to remember where the full vocabulary is read."""
+        return 0
 
     def rows(self, prune_layer: int) -> int:
         """How many rows of the unembedding are gathered at p = `prune_layer` and read after it."""
@@ -134,7 +150,39 @@ class Decay(PruningRule):
         return jnp.where(kept, logits, -jnp.inf), kept
 
 
-RULES: dict[str, type[PruningRule]] = {"fixed": Fixed, "mass": Mass, "decay": Decay}
+@dataclasses.dataclass(frozen=True)
+class Recent(PruningRule):
+    """A guess, known before the first layer runs: ids of the source, the likeliest ids where the full vocabulary
+    was read last, and the commonest ids; `prune_size` in all, fewer where they repeat.
+
+    The unembedding is not read to choose them, so p does not matter. At an exit no other token can be chosen. With
+    drafts that the full model verifies this costs no quality. Not in DVP.
+    """
+
+    guesses: ClassVar[bool] = True
+
+    @property
+    def num_recent(self) -> int:
+        return self.prune_size // 4
+
+    def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary to read at every candidate depth.
+
+        Args:
+            hints: at least as many ids as `prune_size`.
+            vocabulary: the full one.
+        """
+        batch = len(hints.source)
+        source = hints.source[:, : self.prune_size // 4]
+        num_common = self.prune_size - source.shape[1] - self.num_recent
+        common = jnp.broadcast_to(hints.common[:num_common], (batch, num_common))
+        ids = jnp.sort(jnp.concatenate([source, hints.recent, common], axis=1), axis=1)
+        is_first = jnp.concatenate([jnp.ones((batch, 1), bool), ids[:, 1:] != ids[:, :-1]], axis=1)
+        rows = jnp.take(vocabulary.rows, ids, axis=0)
+        return dataclasses.replace(vocabulary, rows=rows, ids=ids, int8=None, kept=is_first)
+
+
+RULES: dict[str, type[PruningRule]] = {"fixed": Fixed, "mass": Mass, "decay": Decay, "recent": Recent}
 """The rules that `DecodeConfig.prune_rule` names."""
 
 

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Mesh
+from jaxtyping import Int
 from tqdm import tqdm
 
+from dvp_jax.t5.common_tokens import read_common_tokens, write_common_tokens
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import (
     DTYPES,
@@ -59,6 +62,8 @@ class Model:
         precision: of the matrix products, one of JAX's names in `PRECISIONS`. On a GPU or TPU, "default" rounds
             float32 factors to fewer bits, which changes some generated tokens. On a CPU all are the same. None
             takes "highest" for float32, and JAX's own setting for bfloat16, whose products are exact.
+        common_tokens: ids, the commonest first, for `prune_rule="recent"`; None if the checkpoint has none
+            (scripts/count_tokens.py writes them).
 
     Raises:
         ValueError: unknown precision.
@@ -69,6 +74,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None = None
     mesh: Mesh | None = None
     precision: str | None = None
+    common_tokens: Int[np.ndarray, " some"] | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -91,7 +97,7 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the parameters. Equal parameters have equal hashes, whatever file format they come from."""
+        """A hash of the parameters and the common tokens. It does not depend on the checkpoint's file format."""
         hashed = hashlib.blake2b(digest_size=16)
         leaves = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -101,6 +107,8 @@ class Model:
             array = stored_tensor(self.config, name, value)
             hashed.update(f"{name} {array.dtype} {array.shape}\n".encode())
             hashed.update(array.tobytes())
+        if self.common_tokens is not None:
+            hashed.update(self.common_tokens.tobytes())
         return hashed.hexdigest()
 
 
@@ -148,8 +156,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
-        ValueError: unknown dtype or precision, a damaged file, tensors that do not fit config.json (all are
-            listed), NaN or infinite weights, another model type, a mesh that does not fit the model.
+        ValueError: unknown dtype or precision, a damaged file, common tokens of another vocabulary, tensors that
+            do not fit config.json (all are listed), NaN or infinite weights, another model type, a mesh that does
+            not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -167,7 +176,8 @@ def load_model(
         config, params = read_checkpoint(folder, dtype, progress_bar, mesh)
     if (folder / META_FILE).is_file():
         params["meta"] = place(mesh, read_meta(folder, config))
-    return Model(config, params, load_tokenizer(folder), mesh, precision)
+    common = read_common_tokens(folder, config.vocab_size)
+    return Model(config, params, load_tokenizer(folder), mesh, precision, common)
 
 
 def shard_model(model: Model, mesh: Mesh | None) -> Model:
@@ -222,6 +232,8 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
             write_config(partial, model.config, params)
         if "meta" in model.params:
             write_meta(partial, model.params["meta"])
+        if model.common_tokens is not None:
+            write_common_tokens(partial, model.common_tokens, model.config.vocab_size)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
 

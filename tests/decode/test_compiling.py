@@ -11,7 +11,6 @@ from dvp_jax.decode.token_loop import decode_tokens
 from dvp_jax.exits.policy import CALM, DVP, Full, Oracle, Static
 from tests.models import both
 
-
 KNOWS = {"jax_version": (0, 11, 2)}
 
 
