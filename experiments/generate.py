@@ -34,6 +34,8 @@ _EXIT_DEPTHS = flags.DEFINE_string(
 )
 _PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
 _PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the tokens that are kept.")
+_PRUNE_RULE = flags.DEFINE_enum("prune_rule", "fixed", ["fixed", "recent"], "Which tokens are kept.")
+_MAX_WAITING = flags.DEFINE_integer("max_waiting", 8, "Drafts that are verified together, for method lossless.")
 _STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth at which every token exits, for method static.")
 _MESH = flags.DEFINE_list("mesh", None, "Sizes of the axes data and model of a mesh of devices, such as 4,2.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens to generate.")
@@ -49,6 +51,8 @@ def main() -> None:
         exit_depths=parse_exit_depths(_EXIT_DEPTHS.value),
         prune_layer=_PRUNE_LAYER.value,
         prune_size=_PRUNE_SIZE.value,
+        prune_rule=_PRUNE_RULE.value,
+        max_waiting=_MAX_WAITING.value,
         static_exit_layer=_STATIC.value,
     )
     sizes: Any = _MESH.value and [int(size) if size.isdigit() else size for size in _MESH.value]
@@ -66,9 +70,12 @@ def main() -> None:
     print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
     assert model.tokenizer is not None  # generate_text has refused a model without one
     pieces = model.tokenizer.convert_ids_to_tokens(out.tokens)
-    for piece, layer, confidence in zip(pieces, out.exit_layers, out.confidences, strict=True):
-        print(f"{piece:20} {layer:10} {confidence:18.3f}")
+    for place, (piece, layer, confidence) in enumerate(zip(pieces, out.exit_layers, out.confidences, strict=True)):
+        replaced = "   replaced a draft" if place in out.corrected else ""
+        print(f"{piece:20} {layer:10} {confidence:18.3f}{replaced}")
     print(f"{'mean':20} {sum(out.exit_layers) / len(out.exit_layers):10.2f}")
+    if cfg.method == "lossless":
+        print(f"layers run one after the other, per token {out.layers_run / len(out.tokens):10.2f}")
 
 
 def _generate(model: Model, cfg: DecodeConfig) -> tuple[list[GeneratedText], float]:

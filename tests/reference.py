@@ -18,7 +18,7 @@ class Reference:
     confidences: list[float]
     margin: float  # the least by which any decision was made: less than float32's rounding means a tie
     corrected: list[bool] = dataclasses.field(default_factory=list)  # lossless: drafts that were replaced
-    layers_run: int = 0  # lossless: one after the other
+    layers_run: int = 0  # lossless and shallow_deep: one after the other
 
 
 @torch.no_grad()
@@ -44,14 +44,16 @@ def reference_decode(
     oracle_states: str = "own",
     max_waiting: int | None = None,
     classifier: tuple[torch.Tensor, float] | None = None,
+    common: list[int] | None = None,
 ) -> Reference:
     """Decodes one row with the settings of `DecodeConfig`.
 
     Args:
         model: PyTorch's.
         input_ids: of the source.
-        max_waiting: for "lossless". With "shallow_deep" it changes no text, and is ignored.
+        max_waiting: for "lossless" and "shallow_deep".
         classifier: weight (d_model,) and bias of the measure "meta".
+        common: the commonest ids, for the rule "recent".
     """
     lossless = method == "lossless"
     if lossless:  # drafts are made as by these
@@ -78,7 +80,8 @@ def reference_decode(
         return token, value, gap
 
     entered = [[] for _ in range(num_layers)]  # for each layer, the state with which each token entered it
-    waiting = []  # lossless: of each token that is not verified yet, its place and the full model's token
+    recent = [0]  # the likeliest ids where the full vocabulary was read last
+    waiting = []  # lossless: of each token that is not verified yet, its place, and the logits of the last depth
     out = Reference([], [], [], math.inf)
     token = config.decoder_start_token_id
     while len(out.tokens) < max_new_tokens:
@@ -92,6 +95,11 @@ def reference_decode(
             full, gap = best_of(logits_of(states[-1]), None)
             out.margin = min(out.margin, gap)
         kept = None
+        if prune_rule == "recent" and method == "dvp":
+            padding = [config.pad_token_id] * (32 - len(input_ids))  # sources are padded to 32 tokens at least
+            quarter = prune_size // 4
+            source = (input_ids + padding)[:quarter]
+            kept = sorted({*source, *recent, *common[: prune_size - len(source) - quarter]})
         for depth in range(1, num_layers + 1):
             limit = threshold if thresholds_per_depth is None else thresholds_per_depth[depth - 1]
             if decay_temperature is not None:
@@ -116,6 +124,9 @@ def reference_decode(
                 last_kept = kept if method == "dvp" and final_vocab == "pruned" else None
                 token, value, gap = read(hidden, previous, last_kept)
                 out.margin = min(out.margin, gap)
+                if prune_rule == "recent" and last_kept is None:
+                    recent, edge = likeliest(logits_of(hidden), range(config.vocab_size), prune_size // 4)
+                    out.margin = min(out.margin, edge)
                 break
             if method == "oracle" and may_exit:
                 token, value, gap = read(hidden, previous, None)
@@ -131,7 +142,7 @@ def reference_decode(
                     token = token_here
                     out.margin = min(out.margin, gap)
                     break
-            if method == "dvp" and depth == prune_layer:
+            if method == "dvp" and depth == prune_layer and prune_rule != "recent":
                 logits, everyone = logits_of(hidden), list(range(config.vocab_size))
                 size = prune_size
                 if prune_rule == "decay":
@@ -140,7 +151,7 @@ def reference_decode(
                 if prune_rule == "mass":
                     kept, edge = reaching(logits, kept, prune_mass, edge)
                 out.margin = min(out.margin, edge)
-        if method == "shallow_deep" or lossless:  # later tokens attend to what the skipped layers compute
+        if lossless or method == "shallow_deep":  # later tokens attend to what the skipped layers compute
             for deeper in range(depth, num_layers):
                 entered[deeper].append(hidden)
                 hidden = run_layer(decoder, deeper, entered[deeper], encoded)
@@ -154,19 +165,27 @@ def reference_decode(
         out.exit_layers.append(depth)
         out.confidences.append(value)
         out.corrected.append(False)
-        if lossless:
-            full, gap = best_of(logits_of(hidden), None)
-            out.margin = min(out.margin, gap)
-            waiting.append((len(out.tokens) - 1, full))
-            goes_on = token != config.eos_token_id and len(out.tokens) < max_new_tokens
-            if depth < num_layers and len(waiting) < max_waiting and goes_on:
+        if lossless or method == "shallow_deep":
+            logits = logits_of(hidden)
+            full, gap = best_of(logits, None)
+            if lossless:
+                out.margin = min(out.margin, gap)
+            waiting.append((len(out.tokens) - 1, full, logits))
+            is_last = token == config.eos_token_id or len(out.tokens) == max_new_tokens
+            if depth < num_layers and len(waiting) < max_waiting and not (lossless and is_last):
                 out.layers_run += depth
+                if is_last:
+                    break
                 continue
             out.layers_run += num_layers
-            wrong = [(place, full) for place, full in waiting if out.tokens[place] != full]
+            wrong = [item for item in waiting if lossless and out.tokens[item[0]] != item[1]]
+            place, full, logits = (wrong or waiting[-1:])[0]
             waiting = []
+            if prune_rule == "recent":
+                recent, edge = likeliest(logits, range(config.vocab_size), prune_size // 4)
+                out.margin = min(out.margin, edge)
             if wrong:
-                place, token = wrong[0]
+                token = full
                 out.tokens[place], out.corrected[place] = token, True
                 for values in (out.tokens, out.exit_layers, out.confidences, out.corrected, *entered):
                     del values[place + 1 :]

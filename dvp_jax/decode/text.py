@@ -29,12 +29,16 @@ class GeneratedText:
         tokens: ids, up to and including the end token.
         exit_layers: layers run, of each token.
         confidences: that decided each token's exit, or of the last depth.
+        corrected: places of drafts that the full model replaced; empty where no token is a draft.
+        layers_run: decoder layers that ran one after the other for the whole text.
     """
 
     text: str
     tokens: list[int]
     exit_layers: list[int]
     confidences: list[float]
+    corrected: list[int]
+    layers_run: int
 
 
 def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
@@ -45,13 +49,16 @@ def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
         decoded: numpy arrays.
         row: index into the batch.
     """
-    length, tokenizer = int(decoded.lengths[row]), model.tokenizer
+    length, tokenizer, drafts = int(decoded.lengths[row]), model.tokenizer, decoded.drafts
+    exit_layers = decoded.exit_layers[row, :length].tolist()
     tokens = decoded.tokens[row, :length].tolist()
     return GeneratedText(
         text=str(tokenizer.decode(tokens, skip_special_tokens=True)) if tokenizer is not None else "",
         tokens=tokens,
-        exit_layers=decoded.exit_layers[row, :length].tolist(),
+        exit_layers=exit_layers,
         confidences=decoded.confidences[row, :length].tolist(),
+        corrected=np.flatnonzero(drafts.corrected[row]).tolist() if drafts is not None else [],
+        layers_run=int(drafts.layers_run[row]) if drafts is not None else sum(exit_layers),
     )
 
 

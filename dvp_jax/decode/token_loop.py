@@ -20,7 +20,7 @@ from dvp_jax.decode.step import decode_token
 
 @struct.dataclass
 class Drafts:
-    """What became of drafts: tokens with an exit layer below L."""
+    """What became of drafts, which are tokens with an exit layer below L, where skipped layers run later."""
 
     corrected: Bool[Array, "batch max_new_tokens"]  # drafts that the full model replaced; `tokens` has its token
     layers_run: Int[Array, " batch"]  # that ran one after the other, for the whole text
@@ -34,7 +34,7 @@ class Decoded:
     lengths: Int[Array, " batch"]  # the end token included
     exit_layers: Int[Array, "batch max_new_tokens"]  # layers run per token; 0 past the end
     confidences: Float[Array, "batch max_new_tokens"]  # that decided, or of the last depth; 0 past the end
-    drafts: Drafts | None = None  # None where no token is a draft
+    drafts: Drafts | None = None  # None where skipped layers never run
 
 
 @struct.dataclass
@@ -60,7 +60,7 @@ def initial_state(program: DecodeProgram, encoded: Encoded) -> DecodeState:
             lengths=zeros[:, 0],
             exit_layers=zeros,
             confidences=zeros.astype(jnp.float32),
-            drafts=Drafts(zeros.astype(bool), zeros[:, 0]) if program.policy.verifies else None,
+            drafts=Drafts(zeros.astype(bool), zeros[:, 0]) if program.policy.runs_skipped_layers_later else None,
         ),
     )
 
@@ -93,15 +93,14 @@ def _next_deferred_token(
     replaced = (places == row.length[:, None] - 1) & row.corrected[:, None]
     tokens = jnp.where(replaced, row.last[:, None], decoded.tokens)
     drafts = decoded.drafts
-    if drafts is not None:
-        corrected = (drafts.corrected & (places < state.cache.lengths[:, None])) | replaced
-        drafts = Drafts(corrected & is_text, drafts.layers_run + row.num_layers)
+    assert drafts is not None
+    corrected = (drafts.corrected & (places < state.cache.lengths[:, None])) | replaced
     decoded = Decoded(
         tokens=jnp.where(is_text, tokens, program.config.pad_token_id),
         lengths=row.length,
         exit_layers=jnp.where(is_text, decoded.exit_layers, 0),
         confidences=jnp.where(is_text, decoded.confidences, 0.0),
-        drafts=drafts,
+        drafts=Drafts(corrected & is_text, drafts.layers_run + row.num_layers),
     )
     return _after(program, state, row.last, cache, decoded), row.num_layers
 

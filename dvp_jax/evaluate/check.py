@@ -59,9 +59,11 @@ def check_model(
         Check("calm, threshold 1 = full", _compare(run(method="calm", threshold=1.0), full)),
         Check("dvp, threshold 1 = full", _compare(run(method="dvp", threshold=1.0), full)),
     ]
+    lossless = run(method="lossless")
+    checks.append(Check("lossless, tokens = full", _compare(lossless, full, depths=False)))
     calm, dvp = run(method="calm"), run(method="dvp")
     checks.append(Check("dvp, prune_size V = calm", _compare(run(method="dvp", prune_size=vocab), calm)))
-    for method, batch in (("full", full), ("calm", calm), ("dvp", dvp)):
+    for method, batch in (("full", full), ("calm", calm), ("dvp", dvp), ("lossless", lossless)):
         branching = _compare(run(method=method, branch_every=3), run(method=method, branch_every=1))
         checks.append(Check(f"{method}, branch_every 3 = 1", branching))
         differences = []
@@ -77,11 +79,13 @@ def _rows(out: Decoded, rows: list[int]) -> Decoded:
     return Decoded(out.tokens[rows], out.lengths[rows], out.exit_layers[rows], out.confidences[rows])
 
 
-def _compare(first: Decoded, second: Decoded, first_row: int = 0) -> list[str]:
-    """Describes the first difference of each row. Later ones may follow from it."""
+def _compare(first: Decoded, second: Decoded, first_row: int = 0, depths: bool = True) -> list[str]:
+    """Describes the first difference of each row, in tokens or depths. Later ones may follow from it."""
     differences = []
     for row in range(len(first.tokens)):
-        unequal = (first.tokens[row] != second.tokens[row]) | (first.exit_layers[row] != second.exit_layers[row])
+        unequal = first.tokens[row] != second.tokens[row]
+        if depths:
+            unequal |= first.exit_layers[row] != second.exit_layers[row]
         if unequal.any():
             t = int(np.argmax(unequal))
             described = [

@@ -39,7 +39,7 @@ def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int)
     # Policies of the user's own come last.
     order = {method: index for index, method in enumerate(METHODS)}
     return dict(
-        sorted(methods.items(), key=lambda item: (order.get(item[1].name, len(order)), item[1].prune_size))
+        sorted(methods.items(), key=lambda item: (order.get(item[1].name, len(order)), item[1].prune_size or 0))
     )
 
 

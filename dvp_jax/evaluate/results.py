@@ -58,6 +58,8 @@ _OTHER_COLUMNS = frozenset(
         "metric",
         "mean_exit_layer",
         "num_layers",
+        "layers_run_per_token",
+        "drafts_accepted",
         "confidence_flops_per_token",
         "unembedding_flops_per_token",
         "layer_flops_per_token",
@@ -109,13 +111,17 @@ def result_row(
 def _cost(
     policy: ExitPolicy, config: T5Config, lines: Sequence[Line], source_lengths: Int[np.ndarray, " examples"]
 ) -> dict[str, Any]:
-    """Mean exit layer, and FLOPs and milliseconds per token."""
+    """Mean exit layer, layers that ran one after the other, and FLOPs and milliseconds per token."""
     exit_layers = np.concatenate([line["exit_layers"] for line in lines])  # (tokens,)
+    num_drafts = int((exit_layers < policy.last_depth).sum()) if policy.verifies else 0
+    num_corrected = sum(len(line["corrected"]) for line in lines)
     # The prompt length of each token's example, (tokens,).
     lengths = np.repeat(source_lengths, [len(line["tokens"]) for line in lines])
     return {
         "mean_exit_layer": float(exit_layers.mean()),
         "num_layers": config.num_decoder_layers,
+        "layers_run_per_token": sum(line["layers_run"] for line in lines) / len(exit_layers),
+        "drafts_accepted": 1.0 - num_corrected / num_drafts if num_drafts else None,
         "confidence_flops_per_token": float(paper_confidence_flops(exit_layers, policy, config).mean()),
         "unembedding_flops_per_token": float(unembedding_flops(exit_layers, policy, config).mean()),
         "layer_flops_per_token": float(decoder_layer_flops(exit_layers, policy, config, lengths).mean()),
@@ -177,17 +183,23 @@ def rows_per_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def results_table(rows: Sequence[Row]) -> Table:
-    """Shows the rows of one task."""
+    """Shows the rows of one task.
+
+    Where a method verifies drafts there are two columns more: the layers that ran one after the other per token,
+    and the share of drafts that the full model confirmed.
+    """
     metrics = list(rows[0]["metric"])
-    head = ["method", "settings", *metrics, "mean exit", "confidence FLOPs/token", "ms/token", "speed-up"]
+    drafts = any(row["drafts_accepted"] is not None for row in rows)
+    head = ["method", "settings", *metrics, "mean exit", *(["layers in turn", "accepted"] if drafts else [])]
     return Table(
-        head,
+        [*head, "confidence FLOPs/token", "ms/token", "speed-up"],
         [
             [
                 row["method"],
                 describe(row),
                 *(f"{row['metric'][name]:.2f}" for name in metrics),
                 f"{row['mean_exit_layer']:.2f} of {row['num_layers']}",
+                *([f"{row['layers_run_per_token']:.2f}", _percent(row["drafts_accepted"])] if drafts else []),
                 f"{row['confidence_flops_per_token']:.3g}",
                 f"{row['ms_per_token']:.2f}",
                 "" if row["speed_up"] is None else f"{row['speed_up']:.2f}x",
@@ -195,6 +207,10 @@ def results_table(rows: Sequence[Row]) -> Table:
             for row in rows
         ],
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def results_sections(rows: Sequence[Row]) -> list[Section]:

@@ -129,6 +129,12 @@ def select(
     """
     config = _with_task({**config, "sweep": {"full": {}, **config["sweep"]}}, task)
     methods = sweep_methods(config["sweep"])
+    for name, fields in methods.items():
+        if fields["method"] == "lossless":
+            raise ValueError(
+                f"sweep has {name}; allowed: methods whose text may differ from that of full. With lossless there "
+                "is nothing to certify, and experiments.sweep finds its fastest setting"
+            )
     paths = ordered_paths(methods)
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
         ((the_task, cfgs),) = experiment.tasks

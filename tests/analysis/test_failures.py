@@ -53,7 +53,7 @@ def table_of(texts, ranks):
 def report_of(full, ranks, pruned):
     texts = [
         GeneratedText(
-            Tokenizer().decode(text, True), text, [1 + i % 2 for i in range(len(text))], [0.5] * len(text)
+            Tokenizer().decode(text, True), text, [1 + i % 2 for i in range(len(text))], [0.5] * len(text), [], 0
         )
         for text in pruned
     ]

@@ -66,6 +66,8 @@ from dvp_jax.decode.config import parse_exit_depths
         ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: an integer of at least 1"),
         ({"prune_size": 0}, "prune_size is 0; allowed: an integer of at least 1"),
         ({"prune_size": 2.0}, "prune_size is 2.0; allowed: an integer of at least 1"),
+        ({"prune_size": None}, "prune_size is None; allowed: an integer of at least 1"),
+        ({"method": "lossless", "confidence": "state"}, "confidence is 'state'; allowed with method 'dvp'"),
         ({"max_waiting": 0}, "max_waiting is 0; allowed: an integer of at least 1"),
         ({"prune_layer": 0}, "prune_layer is 0; allowed: an integer of at least 1"),
         ({"prune_layer": 3}, "prune_layer is 3; allowed: at most min_exit_layer, 2"),

@@ -21,6 +21,7 @@ DRAFTS = {
     "state": dataclasses.replace(LOSSLESS, prune_size=None, confidence="state"),
     "mass": dataclasses.replace(MASS, method="lossless"),
     "decay": dataclasses.replace(DECAY, method="lossless", final_vocab="full"),
+    "recent": dataclasses.replace(LOSSLESS, prune_rule="recent", prune_size=40),
 }
 
 
@@ -85,7 +86,10 @@ def test_all_drafts_right_run_the_deeper_layers_once_for_all_that_wait():
 @given(rows=prompts, max_waiting=st.sampled_from([1, 2, 5]))
 def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
     cfg = dataclasses.replace(SHALLOW, max_new_tokens=12, max_waiting=8)
-    assert_same(run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg))
+    one, other = run(rows, dataclasses.replace(cfg, max_waiting=max_waiting)), run(rows, cfg)
+    assert not one.drafts.corrected.any()
+    # Only how many layers run one after the other depends on it.
+    assert_same(dataclasses.replace(one, drafts=None), other)
 
 
 def test_shallow_deep_exits_at_one_depth_or_the_last():

@@ -18,6 +18,7 @@ def test_results_table_is_markdown_of_the_rows():
         "metric": {"f1": 90.625, "exact_match": 7.0},
         "mean_exit_layer": 3.0,
         "num_layers": 24,
+        "drafts_accepted": None,
         "confidence_flops_per_token": 0.0,
         "ms_per_token": 12.3456,
         "speed_up": None,
@@ -40,6 +41,18 @@ def test_results_table_is_markdown_of_the_rows():
     ]
 
 
+def test_where_drafts_are_verified_the_table_shows_how_many_were_accepted_and_the_layers_in_turn():
+    full, lossless = cell("full", 90.0, 8.0), cell("lossless", 90.0, 8.0, threshold=0.5, max_waiting=4)
+    rows = [
+        {**full, "layers_run_per_token": 8.0},
+        {**lossless, "layers_run_per_token": 5.276, "drafts_accepted": 0.9483},
+    ]
+    assert [line.split("|")[5:7] for line in results_table(rows).markdown().splitlines()[2:]] == [
+        [" 8.00 ", "  "],
+        [" 5.28 ", " 94.8 % "],
+    ]
+
+
 def cell(method, metric, flops, **settings):
     fields = [field.name for field in dataclasses.fields(dvp_jax.DecodeConfig)]
     row = {**dict.fromkeys(fields), **settings, "method": method, "metric": {"f1": metric}, "num_layers": 8}
@@ -48,6 +61,7 @@ def cell(method, metric, flops, **settings):
         **row,
         **costs,
         "mean_exit_layer": 2.0,
+        "drafts_accepted": None,
         "task": "squad",
         "confidence_flops_per_token": 0.0,
         "speed_up": None,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dvp_jax.exits.pruning import Decay, Mass
+from dvp_jax.exits.pruning import Decay, Hints, Mass, Recent
 from tests.exits.helpers import vocabulary
 
 
@@ -66,3 +66,17 @@ def test_decay_prunes_anew_from_the_logits_of_each_depth():
         ]
         assert kept_sets(dataclasses.replace(pruned, kept=kept)) == sets
         np.testing.assert_array_equal(np.isfinite(read), kept)
+
+
+def test_recent_keeps_ids_of_the_source_likely_ids_and_common_ids_each_once():
+    hints = Hints(
+        source=jnp.array([[9, 9, 1, 7, 8], [3, 4, 5, 1, 0]]),
+        recent=jnp.array([[30, 9], [2, 40]]),
+        common=jnp.array([5, 30, 31, 32, 33, 34, 35, 36]),
+    )
+    pruned = Recent(8).guess(hints, vocabulary(np.arange(150.0).reshape(50, 3)))
+    # Two of the source, two likely ones, and the commonest four.
+    assert kept_sets(pruned) == [{9, 30, 5, 31, 32}, {3, 4, 2, 40, 5, 30, 31, 32}]
+    assert pruned.kept.sum() == 5 + 8, "no id counts twice"
+    assert (np.diff(pruned.ids, axis=1) >= 0).all()
+    np.testing.assert_array_equal(pruned.rows[..., 0], 3.0 * pruned.ids)

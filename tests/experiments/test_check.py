@@ -25,11 +25,12 @@ def test_check_finds_the_tiny_model_the_same_in_every_way(shallow):
         "static",
         "calm, threshold 1",
         "dvp, threshold 1",
+        "lossless",
         "prune_size V",
         "branch_every",
     ):
         assert any(pair in line for line in lines)
-    assert sum("alone" in line for line in lines) == 3
+    assert sum("alone" in line for line in lines) == 4
 
 
 def run_check_that_finds_a_difference() -> None:

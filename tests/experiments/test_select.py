@@ -259,6 +259,14 @@ def test_an_impossible_setting_is_refused_before_anything_is_decoded(change, mes
     assert not list(tmp_path.glob("cells/*"))
 
 
+def test_lossless_has_nothing_to_certify(selection, tmp_path):
+    config = selection.config(sweep={"lossless": {"threshold": (0.5,)}})
+    with pytest.raises(
+        ValueError, match=r"^sweep has lossless,threshold=0.5; allowed: methods whose text may differ"
+    ):
+        select(config, tmp_path, PROMISE)
+
+
 def test_one_task_is_selected_for(selection, tmp_path):
     config = selection.config()
     with pytest.raises(ValueError, match="task is 'squad'; allowed: one of samsum"):
