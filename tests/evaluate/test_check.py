@@ -119,9 +119,17 @@ def test_check_model_names_row_and_position_of_another_token(check_with, part, f
     [
         ({"method": "calm", "threshold": 0.5}, ["prune_size V", "calm, each row"]),
         ({"method": "dvp", "threshold": 0.5, "prune_size": 64}, ["dvp, each row"]),
+        ({"method": "lossless"}, ["lossless, tokens", "lossless, each row"]),
         (
             {"method": "full"},
-            ["teacher-forced", "static", "calm, threshold 1", "dvp, threshold 1", "full, each row"],
+            [
+                "teacher-forced",
+                "static",
+                "calm, threshold 1",
+                "dvp, threshold 1",
+                "lossless, tokens",
+                "full, each row",
+            ],
         ),
     ],
 )
