@@ -89,8 +89,12 @@ def restarted(program: DecodeProgram, cache: KVCache, is_new: Bool[Array, " batc
 
 
 def window_sizes(window: int) -> list[int]:
-    """How many of the newest tokens run side by side: one, half the window, or all. More would compile longer."""
-    return sorted({1, max(1, window // 2), window})
+    """How many of the newest tokens may run side by side, the last of them all.
+
+    On CPU one, half the window, or all: more rows take longer, and more sizes compile longer. On a GPU or TPU rows
+    cost next to nothing beside a branch between sizes (docs/performance.md).
+    """
+    return sorted({1, max(1, window // 2), window}) if backend() == "cpu" else [window]
 
 
 class CachedDecoder:
@@ -158,15 +162,15 @@ class CachedDecoder:
         """
         own = self.append(depth, hidden)
         bias = self._of_layer(self._token_bias, depth)
-        ring = self._cache.columns[depth - 1]
-        if isinstance(ring, jax.Array):
+        cached = self._cache.columns[depth - 1]
+        if isinstance(cached, jax.Array):
             # A select is fused into attention; a segment of its own would be two kernels more.
             is_here = (self._columns == self._here)[:, None, :, None]
-            placed = jnp.where(is_here, own, ring)  # (2, batch, num_heads, columns, d_kv)
+            placed = jnp.where(is_here, own, cached)  # (2, batch, num_heads, columns, d_kv)
             segments: tuple[Segment, ...] = (Segment(placed[0], placed[1], bias),)
         else:
             past, itself = self._of_layer(self._window_bias[1], depth)
-            segments = (Segment(*ring, past), Segment(own[0], own[1], itself))
+            segments = (Segment(*cached, past), Segment(own[0], own[1], itself))
         hidden = self._attend(depth, hidden[:, None], segments)[:, 0]
         if backend() == "tpu":
             # Else the compiler takes 9 GB for 19 layers in a row, and more for more; so it takes 1 GB.
@@ -190,15 +194,17 @@ class CachedDecoder:
         own = jnp.stack(self._apply(depth, "self_keys_values", states))
         block = jnp.where(entering[:, None, :, None], own, so_far[..., -size:, :])
         past, itself = self._of_layer(self._window_bias[size], depth)
-        ring = self._cache.columns[depth - 1]
-        segments = (Segment(ring[0], ring[1], past), Segment(block[0], block[1], itself))
+        cached = self._cache.columns[depth - 1]
+        segments = (Segment(cached[0], cached[1], past), Segment(block[0], block[1], itself))
         hidden = self._attend(depth, states, segments)
         return hidden, jnp.concatenate([so_far[..., :-size, :], block], axis=-2)
 
     def so_far(self, depth: int) -> Block:
         """The layer's keys and values of the window as the cache has them."""
-        ring = self._cache.columns[depth - 1]
-        return jnp.stack([_read_window(part, self._cache.lengths, self._window) for part in (ring[0], ring[1])])
+        cached = self._cache.columns[depth - 1]
+        return jnp.stack(
+            [_read_window(part, self._cache.lengths, self._window) for part in (cached[0], cached[1])]
+        )
 
     def append(
         self, depth: int, hidden: Float[Array, "batch d_model"]

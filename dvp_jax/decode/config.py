@@ -202,6 +202,7 @@ class DecodeConfig:
         rule = self.prune_rule
         values["pruning"] = rule if isinstance(rule, PruningRule) else _fill_in(RULES[rule], values)
         if self.method == "lossless":
+            values["final_vocab"] = "full"  # where drafts are verified
             values["draft"] = _fill_in(CALM if self.prune_size is None else DVP, values)
         return _fill_in(POLICIES[self.method], values)
 

@@ -161,10 +161,11 @@ def _run_entering(
     entering = state.entering(depth)
     if depth <= first_exit:
         return run_alone(state.hidden)
-    alone, *sizes = window_sizes(entering.shape[1])
-    branches: list[Callable[[Array], tuple[Array, Block]]] = [run_alone]
-    branches += [partial(run_newest, size) for size in sizes]
-    return lax.switch(_first_that_holds(entering, [alone, *sizes]), branches, state.hidden)
+    sizes = window_sizes(entering.shape[1])
+    branches: list[Callable[[Array], tuple[Array, Block]]] = [
+        run_alone if size == 1 else partial(run_newest, size) for size in sizes
+    ]
+    return lax.switch(_first_that_holds(entering, sizes), branches, state.hidden)
 
 
 def _first_that_holds(tokens: Bool[Array, "batch window"], sizes: list[int]) -> Int[Array, ""]:

@@ -1,7 +1,7 @@
 """The engine: any number of requests in a fixed number of slots. A row whose text ends makes room for the next.
 
 Batching at iteration level (EE serving, arXiv 2407.20272): the engine steps all slots of a lane inside one jitted
-call and refills those whose text has ended. Rows of different lengths stand side by side in the ring of
+call and refills those whose text has ended. Rows of different lengths stand side by side in the cache of
 `dvp_jax.decode.cache`, each exits by itself, and a layer runs while some row needs it.
 
 Requests of one source bucket share a lane (`dvp_jax.decode.lanes`). Memory is bounded by the slots and the buckets

@@ -602,7 +602,9 @@ class Lossless(ExitPolicy):
         return self.draft.paper_reads(exit_layers)
 
     def settings(self) -> dict[str, Any]:
-        return {"max_waiting": self.max_waiting, **self.draft.settings()}
+        settings = {"max_waiting": self.max_waiting, **self.draft.settings()}
+        settings.pop("final_vocab", None)  # always the full one
+        return settings
 
     def check(self, num_layers: int, vocab_size: int) -> None:
         super().check(num_layers, vocab_size)
