@@ -29,11 +29,28 @@ def texts(out):
     return [out.tokens[row, :length].tolist() for row, length in enumerate(out.lengths)]
 
 
-@settings(max_examples=25)
-@given(
-    rows=prompts, name=st.sampled_from(sorted(DRAFTS)), threshold=THRESHOLDS, waiting=st.sampled_from([1, 3, 8])
-)
+SETTINGS = {
+    "rows": prompts,
+    "name": st.sampled_from(sorted(DRAFTS)),
+    "threshold": THRESHOLDS,
+    "waiting": st.sampled_from([1, 3, 8]),
+}
+
+
+@settings(max_examples=10)
+@given(**SETTINGS)
 def test_tokens_are_those_of_the_full_model(rows, name, threshold, waiting):
+    check_tokens(rows, name, threshold, waiting)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(**SETTINGS)
+def test_tokens_of_many_settings_are_those_of_the_full_model(rows, name, threshold, waiting):
+    check_tokens(rows, name, threshold, waiting)
+
+
+def check_tokens(rows, name, threshold, waiting):
     cfg = dataclasses.replace(DRAFTS[name], threshold=threshold, max_waiting=waiting, max_new_tokens=12)
     out, full = run(rows, cfg), run(rows, dataclasses.replace(FULL, max_new_tokens=12))
     np.testing.assert_array_equal(out.tokens, full.tokens)
