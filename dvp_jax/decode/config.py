@@ -64,8 +64,10 @@ class DecodeConfig:
         prune_layer: depth p at which "dvp" chooses the kept tokens; at most the first depth that may exit.
         prune_size: K, the most tokens that "dvp" keeps. None, with "lossless" only: drafts are read from the full
             vocabulary, as "calm" reads.
-        prune_rule: how many it keeps. "fixed": K. "mass": the fewest that hold the probability `prune_mass` at p,
-            at most K. "decay": fewer with depth, from K towards `prune_size_min`. Or a `PruningRule` of your own.
+        prune_rule: which tokens it keeps. "fixed": the K likeliest. "mass": the fewest that hold the probability
+            `prune_mass` at p, at most K. "decay": fewer with depth, from K towards `prune_size_min`. "recent": a
+            guess before the first layer runs, for which the model must have common tokens. Or a `PruningRule` of
+            your own.
         prune_mass: for "mass", in (0, 1].
         prune_size_min: for "decay", from 1 to K.
         confidence: the confidence measure. "softmax_diff" (best minus second probability), "softmax_max" (best
