@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dvp_jax.decode.api import encode, lower_decode
+from dvp_jax.bench.cases import forcing_thresholds
+from dvp_jax.bench.timing import time_in_turn
+from dvp_jax.decode.api import decode, encode
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
 from dvp_jax.t5.config import SHAPES, T5Config
@@ -55,8 +56,7 @@ def main() -> None:
     model = model_whose_drafts_are_right(config, exit_depth, _DTYPE.value)
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (_BATCH.value, 256))
     encoded = encode(model, ids, np.ones_like(ids))
-    exits = np.full((_NEW_TOKENS.value, layers), NEVER, np.float32)
-    exits[:, exit_depth - 1 : layers - 1] = ALWAYS
+    thresholds = forcing_thresholds(np.full(_NEW_TOKENS.value, exit_depth), layers)
     common: dict[str, Any] = {"max_new_tokens": _NEW_TOKENS.value, "max_waiting": _MAX_WAITING.value}
     methods = {
         "full": DecodeConfig(method="full", **common),
@@ -64,22 +64,18 @@ def main() -> None:
         "lossless": DecodeConfig(method="lossless", **common),
         "lossless, recent, K 256": DecodeConfig(method="lossless", prune_rule="recent", prune_size=256, **common),
     }
-    programs, accepted = {}, {}
-    for name, cfg in methods.items():
-        lowered, inputs = lower_decode(model, encoded, cfg, jnp.asarray(exits))
-        programs[name] = lowered.compile(), inputs
-        out = jax.block_until_ready(programs[name][0](inputs))
-        accepted[name] = "" if out.drafts is None else f"{100 * (1 - float(out.drafts.corrected.mean())):.1f} %"
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(_ROUNDS.value):
-        for name, (program, inputs) in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(inputs))
-            times[name].append(1e3 * (time.perf_counter() - start) / _NEW_TOKENS.value)
+    calls = {name: partial(decode, model, encoded, cfg, thresholds) for name, cfg in methods.items()}
+    seconds, errors = time_in_turn(calls, _ROUNDS.value)
     rows = []
-    for name, values in times.items():
-        speed_up = statistics.median(full / own for full, own in zip(times["full"], values, strict=True))
-        rows.append([name, f"{statistics.median(values):.2f}", f"{speed_up:.2f}x", accepted[name]])
+    for name, own in seconds.items():
+        if name in errors:
+            rows.append([name, errors[name], "", ""])
+            continue
+        speed_up = statistics.median(full / value for full, value in zip(seconds["full"], own, strict=True))
+        drafts = calls[name]().drafts
+        accepted = "" if drafts is None else f"{100 * (1 - float(drafts.corrected.mean())):.1f} %"
+        ms = 1e3 * statistics.median(own) / _NEW_TOKENS.value
+        rows.append([name, f"{ms:.2f}", f"{speed_up:.2f}x", accepted])
     print(Table(["method", "ms a step", "speed-up", "drafts accepted"], rows).markdown())
 
 

@@ -97,9 +97,8 @@ def reference_decode(
         kept = None
         if prune_rule == "recent" and method == "dvp":
             padding = [config.pad_token_id] * (32 - len(input_ids))  # sources are padded to 32 tokens at least
-            quarter = prune_size // 4
-            source = (input_ids + padding)[:quarter]
-            kept = sorted({*source, *recent, *common[: prune_size - len(source) - quarter]})
+            source = (input_ids + padding)[: prune_size // 4]
+            kept = sorted({*source, *recent, *common[: prune_size - len(source) - max(1, prune_size // 4)]})
         for depth in range(1, num_layers + 1):
             limit = threshold if thresholds_per_depth is None else thresholds_per_depth[depth - 1]
             if decay_temperature is not None:
@@ -125,7 +124,7 @@ def reference_decode(
                 token, value, gap = read(hidden, previous, last_kept)
                 out.margin = min(out.margin, gap)
                 if prune_rule == "recent" and last_kept is None:
-                    recent, edge = likeliest(logits_of(hidden), range(config.vocab_size), prune_size // 4)
+                    recent, edge = likeliest(logits_of(hidden), range(config.vocab_size), max(1, prune_size // 4))
                     out.margin = min(out.margin, edge)
                 break
             if method == "oracle" and may_exit:
@@ -182,7 +181,7 @@ def reference_decode(
             place, full, logits = (wrong or waiting[-1:])[0]
             waiting = []
             if prune_rule == "recent":
-                recent, edge = likeliest(logits, range(config.vocab_size), prune_size // 4)
+                recent, edge = likeliest(logits, range(config.vocab_size), max(1, prune_size // 4))
                 out.margin = min(out.margin, edge)
             if wrong:
                 token = full

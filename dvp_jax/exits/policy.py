@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
-from dvp_jax.exits.pruning import Hints, Kept, PruningRule, Recent
+from dvp_jax.exits.pruning import Hints, Kept, PruningRule
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.top_k import top_k
@@ -418,7 +418,7 @@ class DVP(CALM):
                 f"confidence is {self.confidence!r}; allowed with method 'dvp', which prunes what a measure of "
                 f"logits reads: {', '.join(LOGIT_MEASURES)}"
             )
-        if self.prune_layer > self.first_exit and not self.pruning.guesses:
+        if self.prune_layer > self.first_exit and not self.num_recent:
             first = "min_exit_layer" if self.first_exit == self.min_exit_layer else "the first of exit_depths"
             raise ValueError(f"prune_layer is {self.prune_layer}; allowed: at most {first}, {self.first_exit}")
 
@@ -428,18 +428,17 @@ class DVP(CALM):
 
     @property
     def num_exact(self) -> int:
-        return 1 if self.pruning.guesses else self.kept_rows
+        return 1 if self.num_recent else self.kept_rows
 
     @property
     def num_recent(self) -> int:
         return self.pruning.num_recent
 
     def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
-        assert isinstance(self.pruning, Recent)
         return self.pruning.guess(hints, vocabulary)
 
     def prune(self, output: LayerOutput, vocabulary: Vocabulary) -> Vocabulary:
-        if output.depth != self.prune_layer or self.pruning.guesses:
+        if output.depth != self.prune_layer or self.num_recent:
             return vocabulary
         logits = vocabulary.logits(output.hidden, self.num_exact)
         return self.pruning.prune(output.depth, logits, vocabulary)
@@ -455,7 +454,7 @@ class DVP(CALM):
 
     def reads(self, exit_layers: np.ndarray) -> Reads:
         reaches_last = self._reaches_last(exit_layers)
-        if self.pruning.guesses:
+        if self.num_recent:
             asked = self._num_asked(exit_layers)
             if self.final_vocab == "full":
                 return Reads(reaches_last.astype(np.float64), asked)
@@ -468,13 +467,13 @@ class DVP(CALM):
 
     def paper_reads(self, exit_layers: np.ndarray) -> Reads:
         depths = self._paper_depths(exit_layers)
-        full = np.minimum(depths, 0 if self.pruning.guesses else self.prune_layer + 1)
+        full = np.minimum(depths, 0 if self.num_recent else self.prune_layer + 1)
         return Reads(full, depths - full)
 
     def settings(self) -> dict[str, Any]:
         settings = super().settings()
         del settings["pruning"]
-        if self.pruning.guesses:
+        if self.num_recent:
             del settings["prune_layer"]
         return settings | self.pruning.settings()
 

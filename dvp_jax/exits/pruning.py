@@ -11,7 +11,7 @@ A rule is a frozen dataclass, part of its policy. A new rule is one class, in yo
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,22 @@ class PruningRule:
 
     prune_size: int
 
-    guesses: ClassVar[bool] = False
-    """Whether the set is guessed before the first layer runs, so that W is not read at p."""
-
     @property
     def num_recent(self) -> int:
-        """How many of the likeliest ids to remember where the full vocabulary is read."""
+        """How many of the likeliest ids to remember where the full vocabulary is read, for `guess`.
+
+        Where it is not 0 the set is guessed before the first layer runs, and W is not read at p.
+        """
         return 0
+
+    def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary to read at every candidate depth, where `num_recent` is not 0.
+
+        Args:
+            hints: at least as many ids as `prune_size`.
+            vocabulary: the full one.
+        """
+        return vocabulary
 
     def rows(self, prune_layer: int) -> int:
         """How many rows of the unembedding are gathered at p = `prune_layer` and read after it."""
@@ -159,19 +168,11 @@ class Recent(PruningRule):
     drafts that the full model verifies this costs no quality. Not in DVP.
     """
 
-    guesses: ClassVar[bool] = True
-
     @property
     def num_recent(self) -> int:
-        return self.prune_size // 4
+        return max(1, self.prune_size // 4)
 
     def guess(self, hints: Hints, vocabulary: Vocabulary) -> Vocabulary:
-        """The vocabulary to read at every candidate depth.
-
-        Args:
-            hints: at least as many ids as `prune_size`.
-            vocabulary: the full one.
-        """
         batch = len(hints.source)
         source = hints.source[:, : self.prune_size // 4]
         num_common = self.prune_size - source.shape[1] - self.num_recent

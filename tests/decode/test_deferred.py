@@ -112,3 +112,13 @@ def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
 def test_shallow_deep_exits_at_one_depth_or_the_last():
     out = run([[first, 5] for first in range(2, 10)], SHALLOW)
     assert set(np.unique(out.exit_layers)) <= {0, 2, 4} and {2, 4} <= set(np.unique(out.exit_layers))
+
+
+@pytest.mark.parametrize("method", ["dvp", "lossless"])
+def test_even_the_smallest_guess_is_all_that_an_exit_can_choose_from(method):
+    cfg = dataclasses.replace(LOSSLESS, method=method, prune_rule="recent", prune_size=1, threshold=0.0)
+    out = run([[9, 30, 4]], cfg)
+    if method == "dvp":  # nothing was read from the full vocabulary yet, which leaves id 0
+        assert set(out.exit_layers[0]) == {1} and not out.tokens[0].any()
+    else:  # every draft but that id is replaced, if the full model does not choose it
+        assert out.drafts.corrected[0, 0] and out.tokens[0, 0] == run([[9, 30, 4]], FULL).tokens[0, 0]
