@@ -68,6 +68,7 @@ def check_tokens(rows, name, threshold, waiting):
 def test_drafts_are_confirmed_replaced_and_taken_back():
     rows = [[first, 5, second] for first, second in zip(range(2, 34), range(90, 122), strict=True)]
     out = run(rows, dataclasses.replace(LOSSLESS, threshold=0.0, max_new_tokens=12, max_waiting=4))
+    np.testing.assert_array_equal(out.tokens, run(rows, dataclasses.replace(FULL, max_new_tokens=12)).tokens)
     drafts, corrected = (out.exit_layers > 0) & (out.exit_layers < 4), out.drafts.corrected
     assert corrected.any() and (drafts & ~corrected).any()
     assert (out.drafts.layers_run < 4 * out.lengths).any(), "verifying together saves layers"

@@ -26,6 +26,9 @@ def assert_alone(output, request, cfg):
     assert output.tokens == alone.tokens[0, :length].tolist()
     assert output.exit_layers == alone.exit_layers[0, :length].tolist()
     np.testing.assert_allclose(output.confidences, alone.confidences[0, :length], atol=1e-3)
+    if alone.drafts is not None:
+        assert output.corrected == np.flatnonzero(alone.drafts.corrected[0]).tolist()
+        assert output.layers_run == alone.drafts.layers_run[0]
 
 
 @settings(max_examples=8)
