@@ -24,9 +24,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache, Waiting, window_sizes
-from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_until_exit
+from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_to_first_exit, run_until_exit
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
-from dvp_jax.exits.policy import ExitDecision, Heads, Lossless, Verdict
+from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput, Lossless, Verdict
+from dvp_jax.exits.pruning import Kept
 from dvp_jax.t5.backend import backend
 from dvp_jax.t5.int8 import int8_pays
 from dvp_jax.t5.model import embed
@@ -41,6 +42,14 @@ class WindowState:
     depths: Int[Array, "batch window"]  # l of each token; L where nothing is left to run
     stopped: Bool[Array, " batch"]  # rows that run no deeper layer in this step
     verdict: Verdict  # on the drafts that reached the last depth
+
+    def output(self, depth: int) -> LayerOutput:
+        """What the policy sees at `depth`: this token."""
+        return self.current.output(depth)
+
+    def with_kept(self, kept: Kept) -> WindowState:
+        """The state with another mask over the kept rows."""
+        return dataclasses.replace(self, current=self.current.with_kept(kept))
 
     def entering(self, depth: int) -> Bool[Array, "batch window"]:
         """The tokens that run the layer at `depth`."""
@@ -97,7 +106,7 @@ def decode_deferred_token(
             with jax.named_scope(f"question_{depth}"):
                 current = state.current
                 decision = policy.decide(current.output(depth), thresholds[:, depth - 1], masked(heads, current))
-                current = dataclasses.replace(current.exit(decision), kept=decision.kept)
+                current = current.exit(decision).with_kept(decision.kept)
                 is_full = state.depths[:, 0] < policy.last_depth
                 ends = policy.verifies & ((decision.token == program.config.eos_token_id) | is_last_place)
                 stops = decision.exits & ~is_full & ~ends
@@ -107,15 +116,7 @@ def decode_deferred_token(
     # Up to the first exit no token waits, and the policy may prune the vocabulary.
     embedded = embed(inputs.params["shared"], token[:, None])[:, 0]
     state = _start(cache, DepthState.start(embedded, ended, program, heads, cache.recent), policy.last_depth)
-    blocks = []
-    for depth in range(1, policy.first_exit + 1):
-        state, block = run_layer(heads, depth, state)
-        blocks.append(block)
-        with jax.named_scope(f"prune_{depth}"):
-            pruned = policy.prune(state.current.output(depth), heads.vocabulary)
-        if pruned is not heads.vocabulary:
-            current = dataclasses.replace(state.current, kept=pruned.kept)
-            heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, current=current)
+    heads, state, blocks = run_to_first_exit(run_layer, policy, heads, state)
 
     # The deeper layers run while some row goes on.
     def skip(depth: int, state: WindowState) -> list[Block]:

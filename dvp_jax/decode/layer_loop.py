@@ -1,4 +1,4 @@
-"""How the layers after the first exit run: until every row has exited.
+"""How the layers run: all up to the first exit, then until every row has exited.
 
 Depths are Python integers, so the program of a layer may depend on its depth. Weights and the cache are closed
 over by the branches and never carried, hence never copied.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -17,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import Block
 from dvp_jax.decode.program import DecodeProgram
-from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput
+from dvp_jax.exits.policy import ExitDecision, ExitPolicy, Heads, LayerOutput
+from dvp_jax.exits.pruning import Kept
 
 
 @struct.dataclass
@@ -73,6 +75,10 @@ class DepthState:
         """What the policy sees at `depth`."""
         return LayerOutput(depth, self.hidden, self.previous, ~self.exited)
 
+    def with_kept(self, kept: Kept) -> DepthState:
+        """The state with another mask over the kept rows."""
+        return dataclasses.replace(self, kept=kept)
+
     def exit(self, decision: ExitDecision) -> DepthState:
         """The state after the rows that a decision names have exited."""
         recent = self.recent
@@ -92,15 +98,46 @@ def masked(heads: Heads, state: DepthState) -> Heads:
     return heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, kept=state.kept))
 
 
-class Stops(Protocol):
-    """What travels from layer to layer."""
+class Travels(Protocol):
+    """What travels from layer to layer, as `DepthState` has it."""
 
     @property
     def stopped(self) -> Bool[Array, " batch"]:
         """Rows that run no deeper layer."""
 
+    def output(self, depth: int) -> LayerOutput:
+        """What the policy sees at `depth`."""
 
-State = TypeVar("State", bound=Stops)
+    def with_kept(self, kept: Kept) -> Self:
+        """The state with another mask over the kept rows."""
+
+
+State = TypeVar("State", bound=Travels)
+
+
+def run_to_first_exit(
+    run_layer: Callable[[Heads, int, State], tuple[State, Block]], policy: ExitPolicy, heads: Heads, state: State
+) -> tuple[Heads, State, list[Block]]:
+    """Runs every layer up to the first exit, and prunes the vocabulary where the policy does.
+
+    Args:
+        run_layer: one layer, read through the heads, and what the policy decides after it.
+        policy: says when to prune.
+        heads: to begin with.
+        state: before the first layer.
+
+    Returns:
+        What deeper layers are read through, the state, and keys and values of the layers.
+    """
+    blocks = []
+    for depth in range(1, policy.first_exit + 1):
+        state, block = run_layer(heads, depth, state)
+        blocks.append(block)
+        with jax.named_scope(f"prune_{depth}"):
+            pruned = policy.prune(state.output(depth), heads.vocabulary)
+        if pruned is not heads.vocabulary:
+            heads, state = heads._replace(vocabulary=pruned), state.with_kept(pruned.kept)
+    return heads, state, blocks
 
 
 def run_until_exit(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 
 import jax
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
-from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_until_exit
+from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_to_first_exit, run_until_exit
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
 from dvp_jax.exits.policy import Heads
 from dvp_jax.t5.model import embed
@@ -47,20 +46,13 @@ def decode_token(
         if depth in policy.candidates:
             with jax.named_scope(f"question_{depth}"):
                 decision = policy.decide(state.output(depth), thresholds[:, depth - 1], masked(heads, state))
-                state = dataclasses.replace(state.exit(decision), kept=decision.kept)
+                state = state.exit(decision).with_kept(decision.kept)
         return state, block
 
     # Up to the first exit every layer runs, and the policy may prune the vocabulary.
     embedded = embed(inputs.params["shared"], token[:, None])[:, 0]
     state = DepthState.start(embedded, ended, program, heads, cache.recent)
-    blocks = []
-    for depth in range(1, policy.first_exit + 1):
-        state, block = run_layer(heads, depth, state)
-        blocks.append(block)
-        with jax.named_scope(f"prune_{depth}"):
-            pruned = policy.prune(state.output(depth), heads.vocabulary)
-        if pruned is not heads.vocabulary:
-            heads, state = heads._replace(vocabulary=pruned), dataclasses.replace(state, kept=pruned.kept)
+    heads, state, blocks = run_to_first_exit(run_layer, policy, heads, state)
 
     def propagate(depth: int, state: DepthState) -> list[Block]:
         return decoder.propagate(depth, state.hidden)
