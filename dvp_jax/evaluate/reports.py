@@ -51,14 +51,17 @@ def report_sweep(
     sections = []
     for task, task_cells in rows_per_task(cells).items():
         best = pareto_frontier([work(cell) for cell in task_cells], [quality(cell) for cell in task_cells])
-        text = f"{advice(task_cells)} The table has the cells that no other one beats in both."
+        cells_to_use = [task_cells[index] for index in best]
+        if (exact := _fastest_lossless(task_cells)) and exact not in cells_to_use:
+            cells_to_use.append(exact)
+        text = f"{advice(task_cells)} The table has them, and the cells that no other one beats in both."
         plots = [
             *_measures(workdir, task_cells),
             *_quality_against_costs(workdir, task_cells),
             *_heat_maps(workdir, task_cells),
         ]
         sections += [
-            Section(f"{task}: what to use", (text, results_table([task_cells[index] for index in best])), plots),
+            Section(f"{task}: what to use", (text, results_table(cells_to_use)), plots),
             Section(f"{task}: all cells", (results_table(task_cells),)),
         ]
     write_report(workdir / "report.html", "Sweep", sections, provenance, traces)
@@ -66,6 +69,8 @@ def report_sweep(
 
 def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
     """Recommends the cell with the least work among those whose quality is close to the full model's.
+
+    Beside it the fastest cell whose drafts are verified, if there are such cells: its text is the full model's.
 
     Args:
         cells: cells of one task.
@@ -77,13 +82,33 @@ def advice(cells: Sequence[Row], loss: float = 1.0) -> str:
     good = [cell for cell in cells if quality(cell) >= target - loss]
     best = min(good, key=work)
     metric, reference = next(iter(best["metric"])), "the full model" if full else "the best cell"
-    name = ", ".join(filter(None, (best["method"], describe(best))))
-    return (
+    advice = (
         f"{len(good)} of {len(cells)} cells are within {loss:g} of {reference}'s {metric}, {target:.2f}. Of them "
-        f"the fewest FLOPs (layers and unembedding) takes {name}: {metric} {quality(best):.2f}, mean exit "
+        f"the fewest FLOPs (layers and unembedding) takes {_name(best)}: {metric} {quality(best):.2f}, mean exit "
         f"{best['mean_exit_layer']:.2f} of {best['num_layers']}, {best['ms_per_token']:.2f} ms a token. That is "
         "seen on these texts, and no guarantee for others."
     )
+    if exact := _fastest_lossless(cells):
+        advice += (
+            f" Of the cells whose text is always the full model's the fastest is {_name(exact)}: "
+            f"{exact['layers_run_per_token']:.2f} of {exact['num_layers']} layers in turn, "
+            f"{exact['ms_per_token']:.2f} ms a token{_against_full(exact)}."
+        )
+    return advice
+
+
+def _fastest_lossless(cells: Sequence[Row]) -> Row | None:
+    """The cell with the least time among those whose drafts are verified, if there are such cells."""
+    lossless = [cell for cell in cells if cell["drafts_accepted"] is not None]
+    return min(lossless, key=lambda cell: cell["ms_per_token"], default=None)
+
+
+def _against_full(cell: Row) -> str:
+    return "" if cell["speed_up"] is None else f", {cell['speed_up']:.2f} times as fast as full"
+
+
+def _name(cell: Row) -> str:
+    return ", ".join(filter(None, (cell["method"], describe(cell))))
 
 
 def _quality_against_costs(workdir: Path, rows: Sequence[Row]) -> Plots:

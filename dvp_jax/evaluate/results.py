@@ -161,8 +161,8 @@ def work(row: Row) -> float:
 def describe(row: Row) -> str:
     """Describes the settings of a row in a few words.
 
-    The confidence measure is left out where it is the default one, and min exit where it equals p. Settings that
-    only a policy of the user has keep their own names.
+    The confidence measure and the pruning rule are left out where they are the default ones, and min exit where it
+    equals p. Settings that only a policy of the user has keep their own names.
     """
     names = _SHORT | {field: field for field in row if field not in _OTHER_COLUMNS and field not in SETTINGS}
     if row["min_exit_layer"] == row["prune_layer"]:
@@ -170,8 +170,9 @@ def describe(row: Row) -> str:
     words = [f"{name} {row[field]}" for field, name in names.items() if row[field] is not None]
     if row["thresholds_per_depth"] is not None:
         words.insert(0, "thresholds " + " ".join(f"{value:.3g}" for value in row["thresholds_per_depth"]))
-    if row["confidence"] not in (None, DecodeConfig.confidence):
-        words.insert(0, row["confidence"])
+    for field in ("prune_rule", "confidence"):
+        if row[field] not in (None, getattr(DecodeConfig, field)):
+            words.insert(0, row[field])
     return ", ".join(words)
 
 

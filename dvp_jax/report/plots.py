@@ -344,7 +344,12 @@ def _spread(values: list[int], most: int) -> list[int]:
 
 def _save(figure: Figure, path: Path) -> None:
     import matplotlib
+    from matplotlib.ticker import ScalarFormatter
 
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(formatter := axis.get_major_formatter(), ScalarFormatter):
+                formatter.set_useOffset(False)  # where all values are nearly one: "100.2", not "+1e2" aside
     if not figure.legends and figure.axes[0].get_legend_handles_labels()[1]:
         figure.axes[0].legend()
     with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same data give the same file

@@ -92,6 +92,23 @@ def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
     )
 
 
+def test_the_advice_names_the_fastest_lossless_cell_whatever_its_flops(tmp_path):
+    settings = {"prune_rule": "recent", "prune_size": 512}
+    lossless = [
+        {**cell("lossless", 90.0, 12.0, max_waiting=waiting, **settings), "ms_per_token": ms, "speed_up": 1 / ms}
+        | {"layers_run_per_token": 5.25, "drafts_accepted": 0.9}
+        for waiting, ms in ((4, 0.9), (8, 0.8))
+    ]
+    cells = [{**cell("full", 90.0, 8.0), "layers_run_per_token": 8.0}, *lossless]
+    assert advice(cells).endswith(
+        "the fastest is lossless, recent, K 512, waiting 8: 5.25 of 8 layers in turn, 0.80 ms a token, "
+        "1.25 times as fast as full."
+    )
+    report_sweep(tmp_path, cells, {}, [])
+    to_use = (tmp_path / "report.html").read_text().split("all cells")[0]
+    assert "waiting 8</td>" in to_use and "waiting 4</td>" not in to_use
+
+
 def test_a_sweep_of_several_measures_compares_them_over_their_thresholds(tmp_path):
     calm = {"min_exit_layer": 2}
     cells = [cell("full", 90.0, 8.0)] + [

@@ -153,3 +153,9 @@ def test_what_was_seen_stands_over_what_was_promised(monkeypatch, tmp_path):
     lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
     assert lines["risk, check"] == [[0.01, 0.0], [0.02, 0.015]]
     assert lines["kept below"] == [[0.0, 0.0], [0.02, 0.02]]
+
+
+def test_values_that_are_nearly_one_are_written_out(tmp_path):
+    points = [{**POINTS[0], "quality": 1234.5}, {**POINTS[1], "quality": 1234.5001}]
+    plots.quality_against_cost(points, tmp_path / "plot.svg")
+    assert not [text for text in texts_of(tmp_path / "plot.svg") if text.startswith("+")]
