@@ -59,11 +59,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "decay": {**PRUNED, "prune_rule": "decay", "prune_size_min": 2, "confidence": "entropy", "threshold": 0.85},
     "oracle": {**EARLY, "method": "oracle"},
     "shallow_deep": {**EARLY, "method": "shallow_deep", "max_waiting": 3},
+    "lossless": {**PRUNED, "method": "lossless", "max_waiting": 3},
 }
 SETTINGS["decay"]["final_vocab"] = "pruned"
 FEW = ("dvp",)
-EVERYWHERE = (2, 4)
-"""The mesh on which all settings run. The others run FEW, unless `all` is given."""
+MORE = ("dvp", "meta", "mass", "oracle", "lossless")
+MAIN = (2, 4)
+"""The mesh on which MORE settings run. The others run FEW. With `all`, every setting runs on every mesh."""
 
 HEADS = dataclasses.replace(CONFIG, num_heads=8, d_kv=4, num_decoder_layers=1)
 TRAINED = TrainConfig(steps=3, batch_size=8, accumulation=2, learning_rate=1e-2, log_every=1, checkpoint_every=2)
@@ -187,9 +189,9 @@ def main(folder: Path, path: Path, everything: bool) -> None:
     results: dict[str, Any] = {"decoded": {}}
     for shape in MESHES:
         model = dvp_jax.load_model(folder, mesh=jax.make_mesh(shape, ("data", "model")))
-        everywhere = everything or shape == EVERYWHERE
-        results["decoded"][shape] = decoded(model, SETTINGS if everywhere else FEW)
-        if shape == EVERYWHERE:
+        names = SETTINGS if everything else MORE if shape == MAIN else FEW
+        results["decoded"][shape] = decoded(model, names)
+        if shape == MAIN:
             results["analysed"] = analysed(model)
             results["engine"] = engine_texts(model)
             cfg = dvp_jax.DecodeConfig(**PRUNED, branch_every=1)

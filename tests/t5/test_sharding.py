@@ -17,14 +17,14 @@ from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.trainer import TrainConfig, check_batch
 from tests.launching import start
 from tests.models import random_model, save
-from tests.on_meshes import EVERYWHERE, FEW, MESHES, PROMPTS, SETTINGS, source
+from tests.on_meshes import FEW, MAIN, MESHES, MORE, PROMPTS, SETTINGS, source
 from tests.processes import begin, end
 from tests.reference import reference_decode
 from tests.train.helpers import tiny_model
 
 TIE = 1e-3  # as in tests/decode/test_reference.py
 CLASSIFIER = np.random.default_rng(0).normal(size=32).astype(np.float32), np.float32(0.3)
-CASES = [(shape, name) for shape in MESHES for name in (SETTINGS if shape == EVERYWHERE else FEW)]
+CASES = [(shape, name) for shape in MESHES for name in (MORE if shape == MAIN else FEW)]
 
 
 def run(folder, path, *arguments):
@@ -70,7 +70,7 @@ def test_tokens_and_exits_on_8_devices_equal_the_reference(peer, results, shape,
 
 
 def test_an_engine_on_a_mesh_gives_the_same(results):
-    batch = results["decoded"][EVERYWHERE]["dvp"]  # equals the reference
+    batch = results["decoded"][MAIN]["dvp"]  # equals the reference
     for row, (tokens, exits) in enumerate(results["engine"]):
         length = batch["lengths"][row]
         assert (tokens, exits) == (
@@ -111,13 +111,13 @@ def test_only_the_kept_rows_of_the_unembedding_travel(results):
         if (made := re.search(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)\(", line))
         for shape in re.findall(r"\w+\[([\d,]*)\]", made[1])
     ]
-    rows, kept, d_model = 8 // EVERYWHERE[0], SETTINGS["dvp"]["prune_size"], 32
+    rows, kept, d_model = 8 // MAIN[0], SETTINGS["dvp"]["prune_size"], 32
     assert max(sizes) == rows * kept * d_model  # W has 211 * d_model; the logits rows * 211
     assert sum(size >= rows * 211 for size in sizes) == 1
 
 
 def test_collectives_of_a_token_are_those_of_the_formulas(results):
-    rows, parts, kept, d_model, layers = 4, EVERYWHERE[1], SETTINGS["dvp"]["prune_size"], 32, 3
+    rows, parts, kept, d_model, layers = 4, MAIN[1], SETTINGS["dvp"]["prune_size"], 32, 3
     sent = per_token(results["hlo"], most)
     # Values and ids: the kept tokens at depth 1, and the best two of the vocabulary there and at the last depth.
     assert sent.count["all-gather"] == 6
@@ -136,7 +136,7 @@ def test_each_part_of_a_tensor_is_read_once_and_no_more_than_it(folder, results)
     tensors, reads = load_file(folder / "model.safetensors"), results["loaded"]["reads"]
     assert reads.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        parts = 1 if "layer_norm" in name else EVERYWHERE[1]
+        parts = 1 if "layer_norm" in name else MAIN[1]
         assert len(reads[name]) == parts, name
         assert sum(map(math.prod, reads[name])) == tensor.size, name
         assert max(map(math.prod, reads[name])) <= -(-max(tensor.shape) // parts) * min(tensor.shape), name
@@ -151,7 +151,7 @@ def test_a_model_on_a_mesh_is_saved_whole_and_loaded_in_parts(folder, results, f
         if "layer_norm" in name:
             numbers += tensor.size
         else:
-            numbers += 53 * 32 if name == "shared.weight" else tensor.size // EVERYWHERE[1]  # 4 * 53 = 211 + 1
+            numbers += 53 * 32 if name == "shared.weight" else tensor.size // MAIN[1]  # 4 * 53 = 211 + 1
     assert again["bytes_on_a_device"] == 4 * numbers
 
 
