@@ -14,12 +14,11 @@ import numpy as np
 from flax import struct, traverse_util
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from dvp_jax.decode.api import decode_arguments
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.lanes import _advance
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded, Settings
 from dvp_jax.decode.token_loop import decode_tokens, initial_state
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import parameter_targets
@@ -129,7 +128,7 @@ class _Arguments:
     program: DecodeProgram = struct.field(pytree_node=False)
     int8: Int8Unembedding | None
     stacked: StackedKeysValues | None
-    thresholds: Array
+    settings: Settings
 
 
 def device_mesh(name: str, sizes: list[int]) -> Mesh:
@@ -207,10 +206,11 @@ def compile_decode(
         model = Model(config, params, mesh=mesh if is_divided else None)
         thresholds = jnp.zeros((cfg.max_new_tokens, num_layers), jnp.float32)
         program, inputs = decode_arguments(model, encoded, cfg, thresholds)
-        return _Arguments(program, inputs.int8, inputs.stacked, inputs.thresholds)
+        return _Arguments(program, inputs.int8, inputs.stacked, inputs.settings)
 
     made = placed(jax.eval_shape(arguments, params, encoded))
-    program, inputs = made.program, DecodeInputs(params, made.int8, made.stacked, encoded, None, made.thresholds)
+    settings = placed(made.settings, "data")
+    program, inputs = made.program, DecodeInputs(params, made.int8, made.stacked, encoded, None, settings)
     with Model(config, params, mesh=mesh if is_divided else None).context():
         if not engine:
             return program, decode_tokens.lower(program, inputs).compile()

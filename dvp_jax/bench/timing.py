@@ -243,9 +243,11 @@ def forced_decoder(
     if memory is not None:  # None for programs of some backends that come from the compile cache
         row["peak_megabytes"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
         row["argument_megabytes"] = memory.argument_size_in_bytes / 1e6
-    inputs = dataclasses.replace(
-        compiled.inputs, thresholds=forcing_thresholds(depths, model.config.num_decoder_layers)
+    thresholds = forcing_thresholds(depths, model.config.num_decoder_layers)
+    settings = dataclasses.replace(
+        compiled.inputs.settings, thresholds=jnp.repeat(thresholds[None], benchmark.batch, axis=0)
     )
+    inputs = dataclasses.replace(compiled.inputs, settings=settings)
     return TimedDecoder(row, partial(compiled.compiled, inputs))
 
 

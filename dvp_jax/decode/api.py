@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -14,11 +15,12 @@ from numpy.typing import ArrayLike
 from dvp_jax.decode.compiling import compiler_options
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.layer_loop import branch_every
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded, Settings
 from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.decode.token_loop import Decoded, decode_tokens
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
 from dvp_jax.exits.policy import ExitPolicy
+from dvp_jax.exits.sampling import make_sampling
 from dvp_jax.exits.thresholds import threshold_schedule
 from dvp_jax.t5.backend import backend
 from dvp_jax.t5.config import T5Config
@@ -30,13 +32,13 @@ from dvp_jax.t5.stacked import stacking_pays
 
 
 def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg: DecodeConfig) -> Decoded:
-    """Generates greedily from a batch of sources. Each row is decoded as if it were alone.
+    """Generates from a batch of sources. Each row is decoded as if it were alone.
 
     Args:
         model: from `load_model`.
         input_ids: (B, S) integers, padded on any side.
         attention_mask: (B, S), 0 or False at padding.
-        cfg: how to decode.
+        cfg: how to decode. Where it samples, row i draws with the seed `cfg.seed + i`.
 
     Returns:
         `Decoded` with numpy arrays of B rows: tokens, exit_layers (int32) and confidences (float32) of shape
@@ -95,7 +97,7 @@ def decode(
     Args:
         model: from `load_model`.
         encoded: from `encode`.
-        cfg: how to decode.
+        cfg: how to decode. Where it samples, row i draws with the seed `cfg.seed + i`.
         thresholds: float32 (max_new_tokens, L), of each token and depth, instead of cfg's thresholds: to force
             exits.
 
@@ -127,13 +129,14 @@ def decode_arguments(
 ) -> tuple[DecodeProgram, DecodeInputs]:
     """The arguments of the jitted loop. Args and Raises as `decode`."""
     policy = decode_policy(model, cfg)
-    num_layers = model.config.num_decoder_layers
-    if thresholds is None:
-        threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
-        thresholds = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
-    elif thresholds.shape != (cfg.max_new_tokens, num_layers):
-        raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {(cfg.max_new_tokens, num_layers)}")
-    reads_int8 = model.mesh is None and cfg.reads_int8(policy, backend(), encoded.active.shape[0])
+    num_layers, num_rows = model.config.num_decoder_layers, encoded.active.shape[0]
+    settings = row_settings(cfg, num_layers, cfg.seed + np.arange(num_rows))
+    if thresholds is not None:
+        allowed = settings.thresholds.shape[1:]
+        if thresholds.shape != allowed:
+            raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {allowed}")
+        settings = dataclasses.replace(settings, thresholds=jnp.repeat(thresholds[None], num_rows, axis=0))
+    reads_int8 = model.mesh is None and cfg.reads_int8(policy, backend(), num_rows)
     int8 = model.int8_unembedding if reads_int8 else None
     stacks = model.mesh is None and policy.propagates_state and stacking_pays(backend())
     stacked = model.stacked_keys_values if stacks and policy.first_exit < policy.last_depth else None
@@ -144,7 +147,25 @@ def decode_arguments(
     if policy.num_recent:
         assert model.common_tokens is not None  # as `decode_policy` checked
         common = place(model.mesh, jnp.asarray(model.common_tokens[: policy.kept_rows]))
-    return program, DecodeInputs(model.params, int8, stacked, encoded, common, place(model.mesh, thresholds))
+    settings = place_rows(model.mesh, settings)
+    return program, DecodeInputs(model.params, int8, stacked, encoded, common, settings)
+
+
+def row_settings(cfg: DecodeConfig, num_layers: int, seeds: Int[np.ndarray, " rows"]) -> Settings:
+    """The settings of rows that are all decoded by one config.
+
+    Args:
+        cfg: how to decode.
+        num_layers: L, of the decoder.
+        seeds: of each row.
+    """
+    threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
+    schedule = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
+    return Settings(
+        thresholds=jnp.repeat(schedule[None], len(seeds), axis=0),
+        max_new_tokens=jnp.full(len(seeds), cfg.max_new_tokens, jnp.int32),
+        sampling=make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if cfg.samples else None,
+    )
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

@@ -39,10 +39,10 @@ _ANY_DEPTH = sys.maxsize
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How to decode: greedily, in batches whose rows exit independently.
+    """How to decode, in batches whose rows exit independently.
 
     `threshold`, `thresholds_per_depth` and `decay_temperature` are data: changing them never recompiles. All other
-    fields are structure.
+    fields are structure, but for those of sampling.
 
     Attributes:
         method: "full" runs every layer. "static" exits after `static_exit_layer`. "calm" exits at the first depth
@@ -82,6 +82,12 @@ class DecodeConfig:
             Tokens are the same.
         oracle_states: what later tokens of "oracle" attend to: the states of its "own" exits, propagated, or
             those of the "full" model.
+        temperature: 0 takes the likeliest token. Above 0 each token is drawn from the distribution that it exits
+            with, softmax(logits / temperature): over the full vocabulary or the kept tokens. "lossless" draws what
+            "full" draws. Changed above 0 it never recompiles, nor do `top_k`, `top_p` and `seed`.
+        top_k: draws from that many of the likeliest tokens only. None: from all.
+        top_p: then from the fewest of the likeliest that hold this probability, in (0, 1]. None: from all.
+        seed: of the first request; the others count on from it. A request's draws depend on its seed alone.
         branch_every: the fewest layers between two branches that skip the layers which are left. Outputs
             are the same. None takes what the backend needs (`dvp_jax.decode.layer_loop.branch_every`).
         capture: whether a GPU runs the token loop as one CUDA graph. None: where that form has run on a device
@@ -113,6 +119,10 @@ class DecodeConfig:
     max_waiting: int = 8
     oracle_states: str = "own"
     unembedding: str = "auto"
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
     branch_every: int | None = None
     capture: bool | None = None
 
@@ -141,6 +151,7 @@ class DecodeConfig:
             object.__setattr__(self, "exit_depths", tuple(self.exit_depths))
         self._check_thresholds()
         self._check_pruning()
+        self._check_sampling()
         self._make_policy(_ANY_DEPTH)  # a policy checks its own settings
 
     def _check_thresholds(self) -> None:
@@ -171,6 +182,27 @@ class DecodeConfig:
         ):
             if self.prune_rule == rule and getattr(self, name) is None:
                 raise ValueError(f"{name} is None; prune_rule {rule!r} needs {needed}")
+
+    def _check_sampling(self) -> None:
+        check_temperature(self.temperature)
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 1, None)
+        if self.top_p is not None and not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise ValueError(f"top_p is {self.top_p!r}; allowed: a number above 0, to 1")
+        check_integer("seed", self.seed, 0, None)
+        if not self.samples:
+            for name in ("top_k", "top_p"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is {getattr(self, name)!r}; allowed with temperature 0: None")
+        elif self.method == "oracle":
+            raise ValueError(f"temperature is {self.temperature}; allowed with method 'oracle': 0")
+        elif self.unembedding == "int8":
+            raise ValueError("unembedding is 'int8'; allowed with a temperature above 0: auto, float")
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.temperature > 0.0
 
     @property
     def name(self) -> str:
@@ -214,10 +246,13 @@ class DecodeConfig:
 
     def settings(self, policy: ExitPolicy) -> dict[str, Any]:
         """The settings that matter to a policy of this config, by name, for tables and results."""
+        settings = policy.settings()
+        if self.samples:
+            settings |= {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
         if not policy.uses_threshold:
-            return policy.settings()
+            return settings
         name = "threshold" if self.thresholds_per_depth is None else "thresholds_per_depth"
-        return {name: getattr(self, name), "decay_temperature": self.decay_temperature, **policy.settings()}
+        return {name: getattr(self, name), "decay_temperature": self.decay_temperature, **settings}
 
     def reads_int8(self, policy: ExitPolicy, backend: str, batch: int) -> bool:
         """Whether the full vocabulary is read through an int8 copy of the unembedding.
@@ -227,8 +262,10 @@ class DecodeConfig:
             backend: of JAX, such as "cpu".
             batch: rows decoded together.
         """
-        auto = self.unembedding == "auto" and policy.kept_rows > 0 and int8_pays(backend, batch)
-        return auto or self.unembedding == "int8"
+        if self.unembedding != "auto":
+            return self.unembedding == "int8"
+        # A draw needs all logits; the copy knows the likeliest ones.
+        return policy.kept_rows > 0 and int8_pays(backend, batch) and not self.samples
 
 
 def _fill_in(kind: type, values: Mapping[str, Any]) -> Any:
@@ -292,6 +329,12 @@ def load_decode_config(path: str | Path) -> DecodeConfig:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ValueError(f'{path} has no "config"; allowed: an object with the fields of DecodeConfig')
     return make_config(content["config"], f"{path}: config")
+
+
+def check_temperature(value: Any) -> None:
+    """Raises ValueError where `value` is no finite number of at least 0."""
+    if not (_is_number(value) and math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"temperature is {value!r}; allowed: a number of at least 0")
 
 
 def _is_number(value: Any) -> bool:

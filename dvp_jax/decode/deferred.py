@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache, Waiting, window_sizes
 from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_to_first_exit, run_until_exit
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, heads_of
 from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput, Lossless, Verdict
 from dvp_jax.exits.pruning import Kept
 from dvp_jax.t5.backend import backend
@@ -93,10 +93,9 @@ def decode_deferred_token(
     """
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
-    thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
-    full = full_heads(program.config, inputs.params, inputs.int8)
-    heads = guessed_heads(policy, full, inputs, cache.recent)
-    is_last_place = cache.lengths + 1 >= program.max_new_tokens
+    thresholds = inputs.settings.thresholds[jnp.arange(len(token)), cache.lengths]  # (batch, num_depths)
+    full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
+    is_last_place = cache.lengths + 1 >= inputs.settings.max_new_tokens
 
     def run_layer(heads: Heads, depth: int, state: WindowState) -> tuple[WindowState, Block]:
         with jax.named_scope(f"layer_{depth}"):
@@ -124,7 +123,7 @@ def decode_deferred_token(
 
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
     groups = grouped(deeper, policy.candidates, program.branch_every)
-    read_last = partial(_read_last, program, full, cache)
+    read_last = partial(_read_last, program, inputs, full, cache)
     state, blocks = run_until_exit(partial(run_layer, heads), read_last, skip, groups, state, blocks)
     result, waiting = _outcome(program, cache, state, ended)
     cache = decoder.updated_cache(blocks, waiting, state.current.recent)
@@ -174,7 +173,9 @@ def _first_that_holds(tokens: Bool[Array, "batch window"], sizes: list[int]) -> 
     return jnp.searchsorted(jnp.array(sizes), jnp.max(jnp.sum(tokens, axis=1)))
 
 
-def _read_last(program: DecodeProgram, full: Heads, cache: KVCache, state: WindowState) -> WindowState:
+def _read_last(
+    program: DecodeProgram, inputs: DecodeInputs, full: Heads, cache: KVCache, state: WindowState
+) -> WindowState:
     """Reads the rows that reached the last depth; with a policy that verifies, their drafts as well."""
     policy = program.policy
     output = state.current.output(policy.last_depth)
@@ -189,6 +190,9 @@ def _read_last(program: DecodeProgram, full: Heads, cache: KVCache, state: Windo
         newest, heads = slice(-size, None), full
         if not int8_pays(backend(), len(drafts) * size):
             heads = full._replace(vocabulary=dataclasses.replace(full.vocabulary, int8=None))
+        if (sampling := inputs.settings.sampling) is not None:
+            places = cache.lengths[:, None] + jnp.arange(1 - size, 1)
+            heads = heads._replace(draws=sampling.draws(places, program.config.vocab_size))
         return policy.verify(state.hidden[:, newest], drafts[:, newest], is_draft[:, newest], output, heads)
 
     sizes = window_sizes(drafts.shape[1])

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.policy import ExitPolicy, Heads
 from dvp_jax.exits.pruning import Hints
+from dvp_jax.exits.sampling import Sampling
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.int8 import Int8Unembedding
@@ -50,6 +51,15 @@ class Encoded:
 
 
 @struct.dataclass
+class Settings:
+    """The settings that each row has for itself. They are data: other values never recompile."""
+
+    thresholds: Float[Array, "batch max_new_tokens num_depths"]  # [b, t, l - 1]: after t tokens, at depth l
+    max_new_tokens: Int[Array, " batch"]  # at most that of the program
+    sampling: Sampling | None  # None: every row takes the likeliest token
+
+
+@struct.dataclass
 class DecodeInputs:
     """What a decode program reads and never changes."""
 
@@ -58,7 +68,7 @@ class DecodeInputs:
     stacked: StackedKeysValues | None  # for state propagation in one product; None for a product a layer
     encoded: Encoded
     common: Int[Array, " common"] | None  # the commonest tokens, for a rule that guesses; else None
-    thresholds: Float[Array, "max_new_tokens num_depths"]  # [t, l - 1]: for the token after t others, at depth l
+    settings: Settings
 
 
 def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = None) -> Heads:
@@ -74,11 +84,26 @@ def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = 
     return Heads(vocabulary, params.get("meta"))
 
 
-def guessed_heads(
-    policy: ExitPolicy, full: Heads, inputs: DecodeInputs, recent: Int[Array, "batch recent"] | None
-) -> Heads:
-    """What the first layers are read through: the full vocabulary, or a guess where the policy makes one."""
+def heads_of(
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    lengths: Int[Array, " batch"],
+    recent: Int[Array, "batch recent"] | None,
+) -> tuple[Heads, Heads]:
+    """What reads the next token of each row: over the full vocabulary, and up to the depth that prunes it.
+
+    The two are the same unless the policy guesses.
+
+    Args:
+        program: model and policy.
+        inputs: parameters and settings.
+        lengths: tokens of each row's text so far.
+        recent: likeliest ids where the full vocabulary was read last, for a guess.
+    """
+    full = full_heads(program.config, inputs.params, inputs.int8)
+    if inputs.settings.sampling is not None:
+        full = full._replace(draws=inputs.settings.sampling.draws(lengths[:, None], program.config.vocab_size))
     if recent is None or inputs.common is None:
-        return full
+        return full, full
     hints = Hints(inputs.encoded.ids, recent, inputs.common)
-    return full._replace(vocabulary=policy.guess(hints, full.vocabulary))
+    return full, full._replace(vocabulary=program.policy.guess(hints, full.vocabulary))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
 from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_to_first_exit, run_until_exit
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads, guessed_heads
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, heads_of
 from dvp_jax.exits.policy import Heads
 from dvp_jax.t5.model import embed
 
@@ -35,9 +36,8 @@ def decode_token(
     """
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
-    thresholds = inputs.thresholds[cache.lengths]  # (batch, num_depths)
-    full = full_heads(program.config, inputs.params, inputs.int8)
-    heads = guessed_heads(policy, full, inputs, cache.recent)
+    thresholds = inputs.settings.thresholds[jnp.arange(len(token)), cache.lengths]  # (batch, num_depths)
+    full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
 
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
         with jax.named_scope(f"layer_{depth}"):

@@ -79,7 +79,7 @@ def next_token(
     row, cache = decode(program, inputs, state.cache, state.token, state.ended)
     decoded = _write(program, state, row)
     decoded = dataclasses.replace(decoded, lengths=decoded.lengths + ~state.ended)
-    return _after(program, state, row.token, cache, decoded), row.exit_layer
+    return _after(program, inputs, state, row.token, cache, decoded), row.exit_layer
 
 
 def _next_deferred_token(
@@ -102,7 +102,7 @@ def _next_deferred_token(
         confidences=jnp.where(is_text, decoded.confidences, 0.0),
         drafts=Drafts(corrected & is_text, drafts.layers_run + row.num_layers),
     )
-    return _after(program, state, row.last, cache, decoded), row.num_layers
+    return _after(program, inputs, state, row.last, cache, decoded), row.num_layers
 
 
 def _write(program: DecodeProgram, state: DecodeState, row: DepthState) -> Decoded:
@@ -121,9 +121,14 @@ def _write(program: DecodeProgram, state: DecodeState, row: DepthState) -> Decod
 
 
 def _after(
-    program: DecodeProgram, state: DecodeState, token: Int[Array, " batch"], cache: KVCache, decoded: Decoded
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    state: DecodeState,
+    token: Int[Array, " batch"],
+    cache: KVCache,
+    decoded: Decoded,
 ) -> DecodeState:
-    is_last = (token == program.config.eos_token_id) | (cache.lengths >= program.max_new_tokens)
+    is_last = (token == program.config.eos_token_id) | (cache.lengths >= inputs.settings.max_new_tokens)
     return DecodeState(token, state.ended | is_last, cache, decoded)
 
 

@@ -33,6 +33,10 @@ SETTINGS = (
     "static_exit_layer",
     "max_waiting",
     "oracle_states",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
 )
 """Fields of `DecodeConfig` that every row has. A field is None where it does not matter to the method."""
 
@@ -48,6 +52,10 @@ _SHORT = {
     "static_exit_layer": "exit",
     "max_waiting": "waiting",
     "oracle_states": "states",
+    "temperature": "temperature",
+    "top_k": "top k",
+    "top_p": "top p",
+    "seed": "seed",
 }
 """What `describe` calls a setting."""
 _OTHER_COLUMNS = frozenset(

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_OF_CHANGE, States, best_two
 from dvp_jax.exits.pruning import Hints, Kept, PruningRule
+from dvp_jax.exits.sampling import Draws
 from dvp_jax.exits.vocabulary import Vocabulary
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from dvp_jax.t5.top_k import top_k
@@ -46,6 +47,14 @@ class Heads(NamedTuple):
 
     vocabulary: Vocabulary  # full, or what the policy kept of it
     classifier: ExitClassifier | None  # None for models without one
+    draws: Draws | None = None  # what draws the token; None takes the likeliest
+
+    def token(self, logits: Array, likeliest: Int[Array, " batch"], exits: Bool[Array, " batch"]) -> Array:
+        """The token id of each row that exits: its likeliest candidate, or the one that it draws."""
+        draws, ids = self.draws, self.vocabulary.ids
+        if draws is not None:
+            likeliest = lax.cond(jnp.any(exits), lambda: draws.candidate(logits, ids), lambda: likeliest)
+        return self.vocabulary.token(likeliest)
 
 
 class LayerOutput(NamedTuple):
@@ -141,8 +150,7 @@ class ExitPolicy(abc.ABC):
             threshold: what the confidence of each row must exceed.
             heads: with the vocabulary that `prune` returned last.
         """
-        decision = self._read(output, heads, self.num_exact)
-        return decision._replace(exits=output.active & (decision.confidence > threshold))
+        return self._read(output, heads, threshold, self.num_exact)
 
     def read_final(self, output: LayerOutput, full: Heads, heads: Heads) -> ExitDecision:
         """Reads the rows that reached `last_depth`. All of them exit.
@@ -154,10 +162,15 @@ class ExitPolicy(abc.ABC):
         """
         return self._read(output, full)
 
-    def _read(self, output: LayerOutput, heads: Heads, num_exact: int = 1) -> ExitDecision:
-        return self._decide_by(*self._candidates(output, heads.vocabulary, num_exact), output, heads)
+    def _read(
+        self, output: LayerOutput, heads: Heads, threshold: Array | None = None, num_exact: int = 1
+    ) -> ExitDecision:
+        """Active rows exit: all of them, or those whose confidence exceeds the threshold."""
+        return self._decide_by(*self._candidates(output, heads.vocabulary, num_exact), output, heads, threshold)
 
-    def _decide_by(self, logits: Array, kept: Kept, output: LayerOutput, heads: Heads) -> ExitDecision:
+    def _decide_by(
+        self, logits: Array, kept: Kept, output: LayerOutput, heads: Heads, threshold: Array | None = None
+    ) -> ExitDecision:
         best = best_two(logits, full_vocabulary=heads.vocabulary.ids is None)
         if self.confidence in LOGIT_MEASURES:
             confidence = LOGIT_MEASURES[self.confidence](logits, best)
@@ -166,7 +179,8 @@ class ExitPolicy(abc.ABC):
         recent = None
         if self.num_recent and heads.vocabulary.ids is None:
             recent = top_k(logits, self.num_recent, full_vocabulary=True)[1]
-        return ExitDecision(output.active, heads.vocabulary.token(best.candidate), confidence, kept, recent)
+        exits = output.active if threshold is None else output.active & (confidence > threshold)
+        return ExitDecision(exits, heads.token(logits, best.candidate, exits), confidence, kept, recent)
 
     def _candidates(self, output: LayerOutput, vocabulary: Vocabulary, num_exact: int) -> tuple[Array, Kept]:
         return vocabulary.logits(output.hidden, num_exact), vocabulary.kept
@@ -329,7 +343,8 @@ class CALM(CandidateDepths):
         exits = output.active & (confidence > threshold)
 
         def read(hidden: Array) -> Int[Array, " batch"]:
-            return best_two(heads.vocabulary.logits(hidden), full_vocabulary=True).candidate
+            logits = heads.vocabulary.logits(hidden)
+            return heads.token(logits, best_two(logits, full_vocabulary=True).candidate, exits)
 
         def skip(hidden: Array) -> Int[Array, " batch"]:
             return jnp.zeros(hidden.shape[0], jnp.int32)
@@ -488,7 +503,7 @@ class Lossless(ExitPolicy):
 
     The text is that of the full model. Drafts wait, at most `max_waiting` of them, and then run the layers that
     they skipped side by side. At the last depth the full vocabulary is read once for all of them. The first draft
-    that is not the likeliest token there is replaced by it, and what was drafted after it is forgotten.
+    that is not the token read there is replaced by it, and what was drafted after it is forgotten.
 
     Source: LayerSkip (arXiv 2404.16710), section 4.3. There all drafts of a round exit at one depth; here each
     exits where `draft` is confident.
@@ -541,7 +556,7 @@ class Lossless(ExitPolicy):
             drafts: what each was read as.
             is_draft: which of them wait to be verified.
             output: of the last layer, for the newest token.
-            full: with the full vocabulary.
+            full: with the full vocabulary, and draws for all these tokens: batch * some rows.
 
         Returns:
             The decision about the newest token, as `read_final` makes it, and what became of the drafts.
@@ -549,16 +564,18 @@ class Lossless(ExitPolicy):
         num_rows, some, _ = hidden.shape
         logits = full.vocabulary.logits(hidden.reshape(num_rows * some, -1))  # (batch * some, vocab)
         # On CPU a top 2 takes a third of the time of an argmax.
-        likeliest = top_k(logits, 2, full_vocabulary=True)[1][:, 0].reshape(num_rows, some)
-        wrong = is_draft & (likeliest != drafts)
+        likeliest = top_k(logits, 2, full_vocabulary=True)[1][:, 0]
+        tokens = full.token(logits, likeliest, jnp.array(True)).reshape(num_rows, some)
+        wrong = is_draft & (tokens != drafts)
         corrected = jnp.any(wrong, axis=1)
         place = jnp.where(corrected, jnp.argmax(wrong, axis=1), some - 1)  # of the last token that stays
         logits, rows = logits.reshape(num_rows, some, -1), jnp.arange(num_rows)
-        decision = self._decide_by(logits[:, -1], None, output, full)
+        decision = self._decide_by(logits[:, -1], None, output, full._replace(draws=None))
+        decision = decision._replace(token=tokens[:, -1])
         if self.num_recent:
             recent = top_k(logits[rows, place], self.num_recent, full_vocabulary=True)[1]
             decision = decision._replace(recent=recent)
-        return decision, Verdict(corrected, likeliest[rows, place], some - 1 - place)
+        return decision, Verdict(corrected, tokens[rows, place], some - 1 - place)
 
     @property
     def needs_previous_hidden(self) -> bool:
