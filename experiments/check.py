@@ -11,37 +11,23 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from dvp_jax.decode.config import DecodeConfig, parse_exit_depths
 from dvp_jax.decode.text import tokenize
 from dvp_jax.evaluate.check import check_model
 from dvp_jax.runs import launch
 from dvp_jax.t5.load import load_model
+from experiments.decode_flags import define_decode_flags
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
 _PROMPTS = flags.DEFINE_multi_string("prompt", None, "A prompt. Repeat the flag for several. Default: random ids.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
-_THRESHOLD = flags.DEFINE_float("threshold", 0.5, "What confidence must exceed.")
-_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may exit.")
-_EXIT_DEPTHS = flags.DEFINE_string(
-    "exit_depths",
-    None,
-    "Depths at which a token may exit: 4 for every fourth from min_exit_layer on, 4,8,12 for these. Default: all.",
+_config = define_decode_flags(
+    without=("method", "temperature", "top_k", "top_p", "seed"), threshold=0.5, max_new_tokens=32
 )
-_PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
-_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the number of tokens that are kept.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 32, "The most tokens to generate.")
 
 
 def main() -> int:
     """Runs all checks and prints the outcome of each."""
-    cfg = DecodeConfig(
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        threshold=_THRESHOLD.value,
-        min_exit_layer=_MIN_EXIT_LAYER.value,
-        exit_depths=parse_exit_depths(_EXIT_DEPTHS.value),
-        prune_layer=_PRUNE_LAYER.value,
-        prune_size=_PRUNE_SIZE.value,
-    )
+    cfg = _config()
     model = load_model(_MODEL.value, _DTYPE.value, progress=True)
     if _PROMPTS.value:
         ids, mask = tokenize(model, _PROMPTS.value, 512)
