@@ -50,19 +50,42 @@ def test_check_prints_differences_and_exits_with_1(shallow):
     ]
 
 
-def run_check_that_prints_its_exit_depths() -> None:
-    dvp_jax.evaluate.check.check_model = lambda model, ids, mask, cfg: [Check(f"at {cfg.exit_depths}", [])]
+def run_check_that_prints_its_settings() -> None:
+    dvp_jax.evaluate.check.check_model = lambda model, ids, mask, cfg: [Check(repr(cfg), [])]
     run_launcher("check")
 
 
-@pytest.mark.parametrize(("text", "depths"), [("2", "2"), ("1,2", "(1, 2)")])
-def test_check_takes_the_depths_at_which_tokens_may_exit(shallow, text, depths):
-    flags = "--prune_layer=1", f"--exit_depths={text}"
-    run = call(run_check_that_prints_its_exit_depths, f"--model={shallow.folder}", *flags)
-    assert run.stdout == f"same     at {depths}\n", run.stderr
+def test_every_setting_is_a_flag(shallow):
+    values = {
+        "threshold": 0.25,
+        "max_new_tokens": 9,
+        "min_exit_layer": 1,
+        "exit_depths": (1, 2),
+        "prune_layer": 1,
+        "prune_size": 7,
+        "prune_rule": "mass",
+        "prune_mass": 0.5,
+        "confidence": "entropy",
+        "final_vocab": "pruned",
+        "max_waiting": 2,
+        "thresholds_per_depth": (0.5, 0.25),
+        "capture": False,
+        "branch_every": 3,
+    }
+    written = {name: ",".join(map(str, x)) if isinstance(x, tuple) else x for name, x in values.items()}
+    flags = [f"--{name}={value}" for name, value in written.items()]
+    run = call(run_check_that_prints_its_settings, f"--model={shallow.folder}", *flags)
+    assert run.stdout == f"same     {dvp_jax.DecodeConfig(**values)!r}\n", run.stderr
 
 
-def test_check_refuses_impossible_exit_depths(shallow):
-    check_error(
-        launch("check", f"--model={shallow.folder}", "--exit_depths=all"), "exit_depths is 'all'; allowed: "
-    )
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--exit_depths=all", "exit_depths is 'all'; allowed: "),
+        ("--thresholds_per_depth=0.5,x", "thresholds_per_depth is 0.5,x; allowed: "),
+        ("--prune_size=none", "prune_size is None; allowed: an integer of at least 1"),
+        ("--confidence=sure", "confidence is 'sure'; allowed: softmax_diff"),
+    ],
+)
+def test_check_refuses_impossible_settings(shallow, flag, message):
+    check_error(launch("check", f"--model={shallow.folder}", flag), message)
