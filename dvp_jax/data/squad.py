@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from dvp_jax.data.task import Example, load_hub, naming_columns, read_text
+from dvp_jax.data.rows import Row, check_text, read_json, read_rows
+from dvp_jax.data.task import Example
 from dvp_jax.metrics.squad import squad_scores
+
+_COLUMNS = ("id", "question", "context", "answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Squad:
 
     Attributes:
         path: a JSON file in the format of SQuAD 1.1; None to read the hub data set instead.
-        dataset: id of the hub data set.
+        dataset: id of the hub data set, or a folder.
         split: split of the hub data set.
     """
 
@@ -31,44 +32,47 @@ class Squad:
 
     def load(self) -> list[Example]:
         """Reads all questions. See `Task.load`."""
-        rows = self._from_file(self.path) if self.path is not None else self._from_hub()
-        return [
-            Example(key, f"question: {question.lstrip()} context: {context.lstrip()}", tuple(answers))
-            for key, question, context, answers in rows
-        ]
+        if self.path is not None:
+            rows = _file_rows(self.path)
+        else:
+            rows = read_rows(_COLUMNS, path=None, dataset=self.dataset, split=self.split)
+        return [_example(row) for row in rows]
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """Computes F1 and exact match, in percent."""
         return squad_scores(predictions, [example.references for example in examples])
 
-    def _from_hub(self) -> Iterator[tuple[str, str, str, list[str]]]:
-        with naming_columns(self.dataset):
-            for row in load_hub(self.dataset, self.split):
-                yield row["id"], row["question"], row["context"], row["answers"]["text"]
 
-    @staticmethod
-    def _from_file(path: str) -> list[tuple[str, str, str, list[str]]]:
-        try:
-            content: Any = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
-        rows = []
-        where = "the top level"
-        try:
-            for i, article in enumerate(content["data"]):
-                where = f"data[{i}]"
-                for j, paragraph in enumerate(article["paragraphs"]):
-                    where = f"data[{i}].paragraphs[{j}]"
-                    for k, qa in enumerate(paragraph["qas"]):
-                        where = f"data[{i}].paragraphs[{j}].qas[{k}]"
-                        answers = [answer["text"] for answer in qa["answers"]]
-                        rows.append((str(qa["id"]), qa["question"], paragraph["context"], answers))
-                        if not answers or not all(
-                            isinstance(text, str) for text in rows[-1][1:3] + tuple(answers)
-                        ):
-                            raise TypeError("question, context or answers are not text")
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not SQuAD 1.1 JSON at {where}: {error!r}") from None
-        if not rows:
-            raise ValueError(f"{path} holds no questions")
-        return rows
+def _example(row: Row) -> Example:
+    answers = row.cell("answers")
+    texts = answers.get("text") if isinstance(answers, Mapping) else None
+    if not isinstance(texts, list):
+        raise ValueError(f"{row.where} has no list of texts in its answers")
+    if not texts:
+        raise ValueError(
+            f"{row.where} has no answers, as in SQuAD 2.0; allowed: SQuAD 1.1, an answer or more to each question"
+        )
+    prompt = f"question: {row.text('question').lstrip()} context: {row.text('context').lstrip()}"
+    return Example(row.id(), prompt, tuple(check_text(text, f"{row.where}: answer") for text in texts))
+
+
+def _file_rows(path: str) -> list[Row]:
+    """The questions of a file as rows of the hub."""
+    content = read_json(path)
+    rows = []
+    where = "the top level"
+    try:
+        for i, article in enumerate(content["data"]):
+            where = f"data[{i}]"
+            for j, paragraph in enumerate(article["paragraphs"]):
+                where = f"data[{i}].paragraphs[{j}]"
+                for k, qa in enumerate(paragraph["qas"]):
+                    where = f"data[{i}].paragraphs[{j}].qas[{k}]"
+                    answers = {"text": [answer["text"] for answer in qa["answers"]]}
+                    cells = {**qa, "context": paragraph["context"], "answers": answers}
+                    rows.append(Row(f"{path}, {where}", cells))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not SQuAD 1.1 JSON at {where}: {error!r}") from None
+    if not rows:
+        raise ValueError(f"{path} holds no questions")
+    return rows

@@ -1,12 +1,10 @@
-"""The interface of a task, and the reading of files and hub data sets that all tasks share."""
+"""The interface of a task."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Task(Protocol):
 
         Raises:
             FileNotFoundError: a data file is missing, or a data set cannot be reached.
-            ValueError: a data file is empty or malformed. The message names the file and the line.
+            ValueError: a data file is empty or malformed, or a text is missing or cannot be tokenized. The message
+                names the file and the line, or the data set and the row.
         """
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
@@ -61,57 +60,3 @@ class Task(Protocol):
         Returns:
             Metrics in percent under their names; the main one comes first.
         """
-
-
-def read_text(path: str | Path) -> str:
-    """Reads a UTF-8 text file; a byte order mark is skipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty or not UTF-8.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no data file {path}")
-    data = path.read_bytes()
-    if not data.strip():
-        raise ValueError(f"{path} is empty")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8: {error.reason}") from None
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Reads the lines of a UTF-8 text file, without their line ends. Raises as `read_text`."""
-    # str.splitlines would also split at characters that occur inside sentences, such as U+2028.
-    return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
-
-
-@contextlib.contextmanager
-def naming_columns(dataset: str) -> Iterator[None]:
-    """Turns a KeyError of a row into a ValueError that names the data set and its missing column."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"data set {dataset} has no column {error}") from None
-
-
-def load_hub(dataset: str, split: str, subset: str | None = None) -> Any:
-    """Loads a data set from the hub, or from a local folder in a format that `datasets` knows.
-
-    Args:
-        dataset: hub id, or a folder.
-        split: name of the split.
-        subset: name of the configuration, for a data set that has several.
-
-    Raises:
-        FileNotFoundError: the data set does not exist or cannot be reached.
-    """
-    import datasets
-
-    try:
-        return datasets.load_dataset(dataset, subset, split=split)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"data set {dataset} cannot be loaded: {error}") from None

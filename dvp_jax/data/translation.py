@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dvp_jax.data.task import Example, load_hub, naming_columns, read_lines
+from dvp_jax.data.rows import Row, check_text, read_lines, read_rows
+from dvp_jax.data.task import Example
 from dvp_jax.metrics.translation import translation_scores
 
 
@@ -45,6 +46,8 @@ class Translation:
                 f"source_path is {self.source_path!r} and target_path {self.target_path!r}; "
                 "allowed: both or neither"
             )
+        for field in ("source_language", "target_language"):
+            check_text(getattr(self, field), field)
 
     def load(self) -> list[Example]:
         """Reads all sentence pairs. See `Task.load`."""
@@ -59,10 +62,10 @@ class Translation:
 
     def _pairs(self) -> list[tuple[str, str]]:
         if self.source_path is None or self.target_path is None:
-            rows = load_hub(self.dataset, self.split, self.subset)
-            rows = [row.get("translation", row) for row in rows]
-            with naming_columns(self.dataset):
-                return [(row[self.source_column], row[self.target_column]) for row in rows]
+            columns = (self.source_column, self.target_column)
+            rows = read_rows(columns, path=None, dataset=self.dataset, split=self.split, subset=self.subset)
+            rows = [Row(where, cells.get("translation", cells)) for where, cells in rows]
+            return [(row.text(self.source_column), row.text(self.target_column)) for row in rows]
         sources, targets = (read_lines(path) for path in (self.source_path, self.target_path))
         if len(sources) != len(targets):
             raise ValueError(
@@ -71,6 +74,5 @@ class Translation:
             )
         for path, lines in ((self.source_path, sources), (self.target_path, targets)):
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    raise ValueError(f"{path}, line {number}: empty")
+                check_text(line, f"{path}, line {number}")
         return list(zip(sources, targets, strict=True))

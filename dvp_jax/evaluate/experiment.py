@@ -85,6 +85,8 @@ def open_experiment(
             if not all(methods):
                 names = ", ".join(config["methods"])
                 raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
+        for task in tasks:
+            task.load()  # bad data is refused before the model is read
         if model is None:
             mesh = make_mesh(config.get("mesh"))
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)

@@ -68,6 +68,8 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
             [make_task(name, **fields) for name, fields in config[split].items()]
             for split in ("tasks", "validation_tasks")
         )
+        for task in (*tasks, *validation_tasks):
+            task.load()  # bad data is refused before the model is read
         model = _start_model(config, tasks, cfg.seed, make_mesh(config.get("mesh"), all_processes=True))
         batches, validation_batches = _make_batches(config, cfg, model, tasks, validation_tasks)
         process.agree({"model_fingerprint": model.fingerprint, "data_fingerprint": batches.fingerprint})

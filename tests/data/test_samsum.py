@@ -39,46 +39,6 @@ def test_samsum_rows_of_the_hub_become_examples_without_the_empty_one(hub):
     assert hub.asked == [("knkarthick/samsum", None, "validation")]
 
 
-@pytest.mark.parametrize(
-    ("header", "missing"),
-    [("id,dialogue", "summary"), ("id,Dialogue,summary", "dialogue"), ("key,text,summary", "id, dialogue")],
-)
-def test_the_missing_columns_are_named(header, missing, tmp_path):
-    path = write(tmp_path / "test.csv", f"{header}\n1,2,3\n")
-    with raises(ValueError, path, "line 1:", "column", missing):
-        Samsum(path).load()
-
-
-@pytest.mark.parametrize("row", ["2,a: b", "2,a: b,s,more", "2"])
-def test_the_line_with_another_number_of_columns_is_named(row, tmp_path):
-    path = write(tmp_path / "test.csv", f'id,dialogue,summary\n1,"a:\nb",s\n{row}\n3,c,d\n')
-    with raises(ValueError, path, "line 4:", "not 3 columns"):
-        Samsum(path).load()
-
-
-def test_a_quote_that_is_not_closed_is_refused(tmp_path):
-    path = write(tmp_path / "test.csv", 'id,dialogue,summary\n1,a,s\n2,"open,s\n3,x,y\n')
-    with raises(ValueError, path, "not CSV"):
-        Samsum(path).load()
-
-
-def test_the_line_of_a_quote_that_is_not_closed_is_named(tmp_path):
-    path = write(tmp_path / "test.csv", 'id,dialogue,summary\n1,"a:\nb",s\n2,"open,s\n')
-    with raises(ValueError, path, "line 4:"):
-        Samsum(path).load()
-
-
-def test_a_csv_without_rows_is_refused(tmp_path):
-    path = write(tmp_path / "test.csv", "id,dialogue,summary\n")
-    with raises(ValueError, path, "no dialogues"):
-        Samsum(path).load()
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    path = write(tmp_path / "test.csv", "\ufeffid,dialogue,summary\n1,a: b,s\n")
-    assert Samsum(path).load() == [Example("1", "summarize: a: b", ("s",))]
-
-
 def test_samsums_test_file_has_its_800_dialogues(shared):
     examples = Samsum(str(shared / "data/samsum/test.csv")).load()
     assert len(examples) == 800

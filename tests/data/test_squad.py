@@ -99,6 +99,16 @@ def test_the_place_that_has_not_squads_shape_is_named(content, place, tmp_path):
         Squad(path).load()
 
 
+def test_a_file_of_squad_2_says_so_and_names_its_question_without_answers(tmp_path):
+    impossible = {"id": "q2", "question": "Why?", "answers": [], "is_impossible": True, "plausible_answers": []}
+    content = {"version": "v2.0", "data": [{"paragraphs": [{**GOOD, "qas": [*GOOD["qas"], impossible]}]}]}
+    path = write(tmp_path / "dev.json", json.dumps(content))
+    with raises(
+        ValueError, f"{path}, data[0].paragraphs[0].qas[1] has no answers, as in SQuAD 2.0; allowed: SQuAD 1.1"
+    ):
+        Squad(path).load()
+
+
 def test_the_article_without_paragraphs_is_named(tmp_path):
     path = write(tmp_path / "dev.json", json.dumps({"data": [{"paragraphs": [GOOD]}, {"title": "t"}]}))
     with raises(ValueError, path, "data[1]"):

@@ -1,5 +1,7 @@
 """What all tasks have in common: fields, metrics, the hub, and files that cannot be read."""
 
+from pathlib import Path
+
 import datasets
 import pytest
 
@@ -91,20 +93,20 @@ def test_an_unreachable_data_set_is_a_missing_file(task, name, tmp_path, monkeyp
 
 
 def squad(path):
-    return Squad(str(path))
+    return Squad(path)
 
 
 def samsum(path):
-    return Samsum(str(path))
+    return Samsum(path)
 
 
 def sources(path):
     """A translation whose source file is the given one, with a good target file."""
-    return Translation(str(path), write(path.with_name("good"), "eins\n"))
+    return Translation(path, write(Path(path).with_name("good"), "eins\n"))
 
 
 def targets(path):
-    return Translation(write(path.with_name("good"), "one\n"), str(path))
+    return Translation(write(Path(path).with_name("good"), "one\n"), path)
 
 
 READERS = pytest.mark.parametrize("task", [squad, samsum, sources, targets])
@@ -112,29 +114,29 @@ READERS = pytest.mark.parametrize("task", [squad, samsum, sources, targets])
 
 @READERS
 def test_a_missing_file_is_named(task, tmp_path):
-    with raises(FileNotFoundError, tmp_path / "missing"):
-        task(tmp_path / "missing").load()
+    path = str(tmp_path / "missing.csv")
+    with raises(FileNotFoundError, path):
+        task(path).load()
 
 
 @READERS
 def test_a_folder_is_no_data_file(task, tmp_path):
-    (tmp_path / "folder").mkdir()
-    with raises(FileNotFoundError, tmp_path / "folder"):
-        task(tmp_path / "folder").load()
+    path = tmp_path / "folder.csv"
+    path.mkdir()
+    with raises(FileNotFoundError, path):
+        task(str(path)).load()
 
 
 @READERS
 @pytest.mark.parametrize("content", ["", "\n \n"], ids=["no bytes", "white space"])
 def test_an_empty_file_is_named(task, content, tmp_path):
-    path = tmp_path / "data"
-    write(path, content)
+    path = write(tmp_path / "data.csv", content)
     with raises(ValueError, path, "empty"):
         task(path).load()
 
 
 @READERS
 def test_the_line_that_is_not_utf8_is_named(task, tmp_path):
-    path = tmp_path / "data"
-    write(path, b"one\ntwo\nth\xe9 end\nfour\n")  # latin-1
+    path = write(tmp_path / "data.csv", b"one\ntwo\nth\xe9 end\nfour\n")  # latin-1
     with raises(ValueError, path, "line 3", "UTF-8"):
         task(path).load()

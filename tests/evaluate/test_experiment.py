@@ -1,8 +1,8 @@
-"""Grids of settings."""
+"""Grids of settings, and what is refused before the model is read."""
 
 import pytest
 
-from dvp_jax.evaluate.experiment import sweep_methods
+from dvp_jax.evaluate.experiment import open_experiment, sweep_methods
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,11 @@ def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
     assert [(c["prune_layer"], c["min_exit_layer"]) for c in cells.values()] == [(1, 1), (3, 3)]
     (cell,) = sweep_methods({"dvp": {"prune_layer": [1], "min_exit_layer": [3]}}).values()
     assert (cell["prune_layer"], cell["min_exit_layer"]) == (1, 3)
+
+
+def test_bad_data_are_refused_before_the_model_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text("source,target\na,b,c\n")
+    tasks = {"text_to_text": {"path": str(tmp_path / "rows.csv")}}
+    config = {"model": str(tmp_path / "no model"), "dtype": "float32", "tasks": tasks, "methods": {"full": {}}}
+    with pytest.raises(ValueError, match=r"rows\.csv, line 2 has 3 fields"), open_experiment(config, tmp_path):
+        pass

@@ -1,0 +1,191 @@
+"""Data files and rows of the hub: text as it is written, or one line that names the place."""
+
+import csv
+import io
+import json
+import os
+
+import datasets
+import pytest
+
+from dvp_jax.data import Example, Samsum, Squad, Translation, make_task
+from tests.data.helpers import raises, write
+
+AS_WRITTEN = ["None", "NA", "null", "nan", "007", "1e5", "True", "2012-03-04", "-", "  two  ", "a\u2028b", 'a "b"']
+HALF = "\ud83d"  # of an emoji
+
+
+def text_to_text(path, **fields):
+    return make_task("text_to_text", path=str(path), **fields)
+
+
+def pairs(task):
+    return [(example.prompt, *example.references) for example in task.load()]
+
+
+def as_csv(rows):
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows(rows)
+    return file.getvalue()
+
+
+def as_json_lines(rows):
+    return "".join(json.dumps(dict(zip(rows[0], row, strict=True))) + "\n" for row in rows[1:])
+
+
+WRITERS = {
+    ".csv": as_csv,
+    ".tsv": lambda rows: "".join("\t".join(row) + "\n" for row in rows),
+    ".jsonl": as_json_lines,
+    ".json": lambda rows: json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=1),
+}
+FORMATS = pytest.mark.parametrize("ending", WRITERS)
+
+
+@FORMATS
+@pytest.mark.parametrize("cell", AS_WRITTEN)
+def test_a_cell_is_the_text_in_the_file(ending, cell, tmp_path):
+    rows = [["source", "other", "target"], [cell, "", f"{cell}."], [cell, "1", cell]]  # alike throughout a column
+    path = write(tmp_path / f"rows{ending}", WRITERS[ending](rows))
+    assert pairs(text_to_text(path)) == [(cell, f"{cell}."), (cell, cell)]
+
+
+@FORMATS
+def test_line_ends_of_windows_and_a_byte_order_mark_are_no_text(ending, tmp_path):
+    content = WRITERS[ending]([["source", "target"], ["a", "b"], ["c", "d"]]).replace("\r\n", "\n")
+    path = write(tmp_path / f"rows{ending}", "\ufeff" + content.replace("\n", "\r\n"))
+    assert pairs(text_to_text(path)) == [("a", "b"), ("c", "d")]
+
+
+def test_json_lines_may_end_in_json_and_blank_lines_are_no_rows(tmp_path):
+    path = write(tmp_path / "rows.json", '\n{"source": "a", "target": "b"}\n \n{"source": "c", "target": "d"}')
+    assert pairs(text_to_text(path)) == [("a", "b"), ("c", "d")]
+    path = write(tmp_path / "rows.csv", 'source,target\n\na,b\n\n"c\n\n1",d\n\n')
+    assert pairs(text_to_text(path)) == [("a", "b"), ("c\n\n1", "d")]
+
+
+def test_tsv_has_no_quotes(tmp_path):
+    lines = 'source\ttarget\n"Yes, he said\tJa, sagte er\n""\t"\nit\'s 5"\tb\\t\n'
+    expected = [('"Yes, he said', "Ja, sagte er"), ('""', '"'), ("it's 5\"", "b\\t")]
+    assert pairs(text_to_text(write(tmp_path / "rows.tsv", lines))) == expected
+
+
+def test_a_cell_may_be_longer_than_pythons_limit_of_a_field(tmp_path):
+    dialogue = "A: hi, B\n" * 15_000  # 135,000 characters
+    path = write(tmp_path / "test.csv", as_csv([["id", "dialogue", "summary"], ["1", dialogue, "s"]]))
+    assert Samsum(path).load() == [Example("1", f"summarize: {dialogue}", ("s",))]
+
+
+REFUSED = {
+    "a comma without quotes": (".csv", "source,target\nYes, he runs.,Ja\n", "line 2 has 3 fields; allowed: 2"),
+    "a field too few": (".csv", 'source,target\n"a\nb",c\nd\n', "line 4 has 1 fields; allowed: 2"),
+    "an empty line that is not empty": (".tsv", "source\ttarget\n \n", "line 2 has 1 fields; allowed: 2"),
+    "a tab too many": (".tsv", "source\ttarget\na\tb\nc\td\t\n", "line 3 has 3 fields; allowed: 2"),
+    "an open quote": (".csv", 'source,target\na,b\n"c,d\ne,f\n', "line 3: not CSV"),
+    "an open quote before another": (".csv", 'source,target\n"c,d\n"e",f\n', "line 2: not CSV"),
+    "an open quote in a later line of its row": (".csv", 'source,target\n"a\n""b\n","d\ne,f\n', "line 4: not CSV"),
+    "text after a quote": (".csv", 'source,target\na,b\n"c" d,e\n', "line 3: not CSV"),
+    "a line end of old Macs": (".csv", "source,target\nfoo,ba\rr,x\n", "line 2: not CSV"),
+    "a column twice": (".csv", "source,target,source\na,b,c\n", "line 1: column 'source' is there twice"),
+    "no such column": (".tsv", "Source\ttarget \na\tb\n", "line 1: no column source, target; it has"),
+    "no rows": (".csv", "source,target\n", "holds no rows"),
+    "no rows in a list": (".json", "[]", "holds no rows"),
+    "a blank cell": (".csv", "source,target\na,b\n , c\n", "line 3: source is ' '; allowed: text"),
+    "no key": (".jsonl", '{"source": "a", "target": "b"}\n{"source": "a"}\n', "line 2 has no column 'target'"),
+    "a key twice": (".jsonl", '\n{"source": "a", "source": "b"}\n', "line 2: not JSON: the key 'source'"),
+    "null": (".json", '[{"source": "a", "target": null}]', "row 1: target is None; allowed: text"),
+    "a number": (".json", '[{"source": "a", "target": "b"}, {"source": 7}]', "row 2: source is 7; allowed: text"),
+    "a list": (".jsonl", '["source", "target"]\n', "line 1 is ['source', 'target']; allowed: a JSON object"),
+    "half an object": (".jsonl", '{"source": "a", "target": "b"}\n{"source":\n', "line 2: not JSON"),
+    "half a list": (".json", '[{"source": "a",\n"target": "b"},\n', "line 3: not JSON"),
+    "a number too long to read": (".jsonl", '{"source": ' + 5000 * "1" + "}\n", "line 1: not JSON"),
+    "lists in lists": (".json", 100_000 * "[", "not JSON"),
+    "half an emoji": (".jsonl", '{"source": "a", "target": "b \\ud83d"}\n', r"line 1: target holds '\ud83d' at"),
+    "half an emoji, written as bytes": (".csv", b"source,target\na,b\xed\xa0\xbd\n", "line 2: not UTF-8"),
+    "Latin-1": (".tsv", "source\ttarget\na\tb\nsch\xf6n\tc\n".encode("latin-1"), "line 3: not UTF-8"),
+    "UTF-16": (".csv", "source,target\na,b\n".encode("utf-16"), "line 1: not UTF-8"),
+    "UTF-16 without a mark": (".csv", "source,target\na,b\n".encode("utf-16-le"), "line 1: not UTF-8"),
+    "a byte that is 0": (".tsv", "source\ttarget\na\tb\0c\n", "line 2: not UTF-8"),
+    "no bytes": (".csv", "", "is empty"),
+    "a mark alone": (".jsonl", "\ufeff \n", "is empty"),
+    "another ending": (".xml", "<a/>", "allowed endings: .csv, .tsv, .json, .jsonl"),
+}
+
+
+@pytest.mark.parametrize(("ending", "content", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_bad_file_is_refused_in_one_line_that_names_the_place(ending, content, message, tmp_path):
+    path = write(tmp_path / f"rows{ending}", content)
+    with raises(ValueError, path, message) as error:
+        text_to_text(path).load()
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
+@FORMATS
+def test_a_file_that_another_replaces_is_read_again(ending, tmp_path):
+    path, other = tmp_path / f"rows{ending}", tmp_path / "other"
+    for word in ("eins", "zwei"):
+        write(other, WRITERS[ending]([["source", "target"], ["a", word]]))
+        os.utime(other, (1_000_000, 1_000_000))
+        other.replace(path)
+        assert pairs(text_to_text(path)) == [("a", word)]
+
+
+@pytest.mark.parametrize("name", ["test.csv", "test.parquet"])
+def test_a_local_folder_is_read_anew_and_fills_no_cache(name, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for word in ("eins", "zwei"):
+        rows = {"source": ["a"], "target": [word]}
+        frame = datasets.Dataset.from_dict(rows)
+        (frame.to_csv if name.endswith("csv") else frame.to_parquet)(folder / name)
+        os.utime(folder / name, (1_000_000, 1_000_000))
+        assert pairs(make_task("text_to_text", dataset=str(folder))) == [("a", word)]
+    assert not cache.exists()
+
+
+def test_a_split_of_a_local_folder_is_read_as_a_file_is(tmp_path):
+    write(tmp_path / "test.csv", "source,target\nYes, he runs.,Ja\n")
+    with raises(ValueError, tmp_path / "test.csv", "line 2 has 3 fields"):
+        make_task("text_to_text", dataset=str(tmp_path)).load()
+
+
+BAD_ROWS = {
+    "no answers": (Squad(), {"answers": {"text": []}}, "row 2 has no answers, as in SQuAD 2.0"),
+    "answers of another form": (Squad(), {"answers": ["a"]}, "row 2 has no list of texts in its answers"),
+    "an answer that is null": (Squad(), {"answers": {"text": ["a", None]}}, "row 2: answer is None"),
+    "a question that is null": (Squad(), {"question": None}, "row 2: question is None"),
+    "an id that is null": (Squad(), {"id": None}, "row 2: id is None"),
+    "half an emoji in a context": (Squad(), {"context": HALF}, r"row 2: context holds '\ud83d'"),
+    "half an emoji in an id": (Samsum(), {"id": HALF}, r"row 2: id holds '\ud83d'"),
+    "half an emoji in a dialogue": (Samsum(), {"dialogue": f"A: {HALF}"}, r"row 2: dialogue holds '\ud83d'"),
+    "a summary that is a number": (Samsum(), {"summary": 3}, "row 2: summary is 3"),
+    "a target that is null": (Translation(), {"de": None}, "row 2: de is None"),
+    "a target that is blank": (Translation(), {"translation": {"en": "a", "de": "\n"}}, r"row 2: de is '\n'"),
+}
+GOOD_ROW = {
+    "id": "1", "question": "q", "context": "c", "answers": {"text": ["a"]},
+    "dialogue": "d", "summary": "s", "en": "e", "de": "d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "cells", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_the_row_of_the_hub_that_is_not_text_is_named(task, cells, message, hub):
+    hub.rows = [GOOD_ROW, {**GOOD_ROW, **cells}]
+    with raises(ValueError, f"data set {task.dataset}, {message}"):
+        task.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("text_to_text", {"path": "a.csv", "prefix": HALF}),
+        ("translation", {"source_language": HALF}),
+        ("translation", {"target_language": " "}),
+    ],
+)
+def test_a_prompt_that_cannot_be_tokenized_is_refused_with_its_field(name, fields):
+    field, value = list(fields.items())[-1]
+    with raises(ValueError, field, repr(value)):
+        make_task(name, **fields)
