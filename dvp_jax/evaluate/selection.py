@@ -16,6 +16,7 @@ from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experimen
 from dvp_jax.evaluate.learn_then_test import check_promise, choose, learn_then_test, smallest_delta
 from dvp_jax.evaluate.results import Row, work
 from dvp_jax.metrics.quality import text_quality
+from dvp_jax.metrics.translation import suits_13a
 from dvp_jax.report.table import Table
 from dvp_jax.runs.files import write_json
 
@@ -139,7 +140,10 @@ def select(
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
         ((the_task, cfgs),) = experiment.tasks
         promise = dataclasses.replace(promise, measure=promise.measure or the_task.measure)
-        n = len(the_task.load()[: config["limit"]])
+        examples = the_task.load()[: config["limit"]]
+        n = len(examples)
+        if promise.measure == "bleu" and not suits_13a([text for x in examples for text in x.references]):
+            raise ValueError("measure is 'bleu', which does not find the words of these references; allowed: chrf")
         if guarantee:
             _warn_of_reach(n, promise, len(paths))
         rows, losses = _decode(experiment, promise)

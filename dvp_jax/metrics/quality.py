@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
+from dvp_jax.metrics.rouge import rouge_scorer
 from dvp_jax.metrics.squad import exact_match, token_f1
 
-_rouge_scorer = functools.cache(lambda: RougeScorer(["rougeL"], use_stemmer=True))
 _chrf = functools.cache(CHRF)
 _bleu = functools.cache(lambda: BLEU(effective_order=True))  # otherwise a text of three words scores 0
 
 
 def _rouge_l(prediction: str, reference: str) -> float:
-    return _rouge_scorer().score(reference, prediction)["rougeL"].fmeasure
+    return rouge_scorer(("rougeL",)).score(reference, prediction)["rougeL"].fmeasure
 
 
 def _sentence_chrf(prediction: str, reference: str) -> float:

@@ -267,6 +267,13 @@ def test_lossless_has_nothing_to_certify(selection, tmp_path):
         select(config, tmp_path, PROMISE)
 
 
+def test_bleu_is_refused_where_it_would_not_find_the_words(selection, tmp_path):
+    (tmp_path / "chinese.csv").write_text("id,dialogue,summary\n1,dada,今天天气很好\n", encoding="utf-8")
+    tasks = {"samsum": {"path": str(tmp_path / "chinese.csv"), "max_new_tokens": 3}}
+    with pytest.raises(ValueError, match=r"measure is 'bleu', which does not find the words .*; allowed: chrf"):
+        select(selection.config(tasks=tasks), tmp_path / "run", Promise(measure="bleu"))
+
+
 def test_one_task_is_selected_for(selection, tmp_path):
     config = selection.config()
     with pytest.raises(ValueError, match="task is 'squad'; allowed: one of samsum"):

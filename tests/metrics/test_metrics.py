@@ -1,9 +1,17 @@
 """Metrics against figures that were counted by hand."""
 
+import importlib
 import math
+import re
+import string
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 
+from dvp_jax.data import Example, make_task
 from dvp_jax.metrics.rouge import rouge_scores
 from dvp_jax.metrics.squad import exact_match, normalize_answer, squad_scores, token_f1
 from dvp_jax.metrics.translation import translation_scores
@@ -156,6 +164,47 @@ def test_rouge_scores_are_means_over_texts():
     assert scores == pytest.approx(dict.fromkeys(["rougeL", "rouge1", "rouge2", "rougeLsum"], 100 / 3))
 
 
+SCRIPTS = {
+    "Cyrillic": ("Собака бежит по снегу", "Собака лежит на снегу", 2 / 4),
+    "umlauts": ("über schöne Häuser", "Über schone Häuser", 2 / 3),  # o is not ö
+    "composed or not": ("cafe\u0301 noir", "caf\u00e9 noir", 1.0),
+    "Devanagari": ("हिन्दी में लिखा है", "हिन्दी में कहा है।", 3 / 4),
+    "Arabic": ("كتاب جديد", "كتاب قديم", 1 / 2),
+    "Hangul": ("오늘 날씨가 좋다", "어제 날씨가 좋다", 2 / 3),
+    "Chinese": ("今天天气很好。", "今天天气真好!", 5 / 6),  # a word is a character
+    "Japanese": ("犬が走る", "犬が歩く", 2 / 4),
+    "Thai": ("น้ำดี", "น้ำมี", 2 / 3),  # n with its tone, am, and one of two letters with a vowel above
+    "digits": ("٣ كتب", "3 كتب", 1 / 2),
+}
+
+
+@pytest.mark.parametrize(("prediction", "reference", "score"), SCRIPTS.values(), ids=SCRIPTS)
+def test_rouge_counts_words_of_any_script(prediction, reference, score):
+    scores = rouge(prediction, reference)
+    assert scores["rouge1"] == scores["rougeL"] == scores["rougeLsum"] == pytest.approx(100 * score)
+    assert rouge(reference, reference)["rougeLsum"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("end", ["。", "！", "？ ", "। ", "؟ "])
+def test_rouge_lsum_knows_the_ends_of_sentences_of_other_scripts(end):
+    scores = rouge(f"आ ई{end}ऊ ए", f"ऊ ए{end}आ ई")
+    assert scores["rougeL"] == pytest.approx(50.0) and scores["rougeLsum"] == pytest.approx(100.0)
+
+
+ENGLISH = st.text(st.sampled_from(string.printable + "’“”—…£€²😃❤\ufe0f\u200d\u00a0")) | st.lists(
+    st.sampled_from(["running", "runs", "The", "cat's", "x_y", "U.S.", "3.5", "a-b", "skies\n", "agreed!"])
+).map(" ".join)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(ENGLISH, ENGLISH)
+def test_rouge_of_english_is_rouge_scores_own(prediction, reference):
+    names = ["rougeL", "rouge1", "rouge2", "rougeLsum"]
+    texts = (re.sub(r"(?<=[.!?])\s+", "\n", text) for text in (reference, prediction))
+    expected = RougeScorer(names, use_stemmer=True).score(*texts)
+    assert rouge(prediction, reference) == {name: 100 * expected[name].fmeasure for name in names}
+
+
 # BLEU and chrF
 
 GERMAN = ["Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt.", "Zwei Hunde spielen im tiefen Schnee."]
@@ -205,3 +254,41 @@ def test_chrf_weighs_recall_four_times_over_letters_and_their_pairs():
 
 def test_chrf_ignores_spaces():
     assert translation_scores(["an orange hat"], ["anorange hat"])["chrf"] == pytest.approx(100.0)
+
+
+CHINESE = ("今天天气很好，我们去公园散步。", "今天天气真好，我们去公园散步。")
+
+
+@pytest.mark.parametrize("language", ["Chinese", "Simplified Chinese"])
+def test_bleu_of_chinese_is_sacrebleus_with_its_tokenizer_of_chinese(language):
+    task = make_task("translation", target_language=language)
+    expected = sacrebleu.corpus_bleu([CHINESE[0]], [[CHINESE[1]]], tokenize="zh").score
+    assert 75 < expected < 85
+    assert task.score([CHINESE[0]], [Example("0", "p", (CHINESE[1],))])["bleu"] == expected
+
+
+@pytest.mark.parametrize(("language", "extra"), [("Japanese", "ja"), ("Korean", "ko")])
+def test_a_language_whose_tokenizer_is_missing_is_refused_first_with_the_package(language, extra, monkeypatch):
+    module = importlib.import_module(f"sacrebleu.tokenizers.tokenizer_{extra}_mecab")
+    monkeypatch.setattr(module, "MeCab", None)  # as without the package
+    with pytest.raises(ImportError, match=rf"pip install sacrebleu\[{extra}\]$") as error:
+        make_task("translation", target_language=language)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_another_tokenizer_of_bleu_is_taken_by_its_name_and_an_unknown_one_refused():
+    task = make_task("translation", target_language="Thai", bleu_tokenizer="char")
+    expected = sacrebleu.corpus_bleu(["น้ำดี"], [["น้ำมี"]], tokenize="char").score
+    assert task.score(["น้ำดี"], [Example("0", "p", ("น้ำมี",))])["bleu"] == expected > 0
+    with pytest.raises(ValueError, match="bleu_tokenizer is 'thai'; allowed: none, zh, 13a"):
+        make_task("translation", bleu_tokenizer="thai")
+
+
+@pytest.mark.parametrize("text", [CHINESE[0], "犬が走る", "오늘 날씨가 좋다", "น้ำดีมาก"])
+def test_references_whose_words_bleu_would_not_find_are_refused(text, tmp_path):
+    (tmp_path / "source").write_text("a\n", encoding="utf-8")
+    (tmp_path / "target").write_text(f"{text}\n", encoding="utf-8")
+    paths = {"source_path": str(tmp_path / "source"), "target_path": str(tmp_path / "target")}
+    with pytest.raises(ValueError, match=r"target_language is 'German'.* allowed: Chinese, .* bleu_tokenizer"):
+        make_task("translation", **paths).load()
+    assert len(make_task("translation", **paths, bleu_tokenizer="char").load()) == 1
