@@ -14,9 +14,11 @@ from typing import Any
 
 from absl import flags, logging
 
+from dvp_jax.data.rows import check_text
 from dvp_jax.decode.config import METHODS, DecodeConfig, parse_exit_depths
 from dvp_jax.decode.engine import generate_text
-from dvp_jax.decode.text import GeneratedText
+from dvp_jax.decode.text import GeneratedText, token_pieces
+from dvp_jax.report.table import visible
 from dvp_jax.runs import launch
 from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.sharding import make_mesh
@@ -55,6 +57,7 @@ def main() -> None:
         max_waiting=_MAX_WAITING.value,
         static_exit_layer=_STATIC.value,
     )
+    check_text("prompt", _PROMPT.value)
     sizes: Any = _MESH.value and [int(size) if size.isdigit() else size for size in _MESH.value]
     mesh = make_mesh(sizes)
     start = time.perf_counter()
@@ -67,9 +70,10 @@ def main() -> None:
             f"load {load_s:.2f} s, compile {max(first_s - text_s, 0.0):.2f} s, first text {text_s:.2f} s",
             file=sys.stderr,
         )
-    print(f"{out.text}\n\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
+    print(visible(out.text, lines=True))
+    print(f"\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
     assert model.tokenizer is not None  # generate_text has refused a model without one
-    pieces = model.tokenizer.convert_ids_to_tokens(out.tokens)
+    pieces = map(visible, token_pieces(model.tokenizer, out.tokens))
     for place, (piece, layer, confidence) in enumerate(zip(pieces, out.exit_layers, out.confidences, strict=True)):
         replaced = "   replaced a draft" if place in out.corrected else ""
         print(f"{piece:20} {layer:10} {confidence:18.3f}{replaced}")

@@ -21,7 +21,7 @@ from dvp_jax.analysis.kinds import (
 from dvp_jax.analysis.run import Answer, TaskTexts
 from dvp_jax.analysis.tokens import FULL_VOCABULARY, Sources, TokenTable
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.text import GeneratedText
+from dvp_jax.decode.text import GeneratedText, decode_tokens, token_pieces
 from dvp_jax.metrics.bootstrap import rate_interval
 from dvp_jax.report import plots
 from dvp_jax.report.table import Section, Table
@@ -119,14 +119,14 @@ def _case(
     parted = result == "already another text"
     return {
         "position": position,
-        "before": tokenizer.decode(full[max(position - CONTEXT, 0) : position]),
-        "token": tokenizer.convert_ids_to_tokens(full[position]),
+        "before": decode_tokens(tokenizer, full[max(position - CONTEXT, 0) : position]),
+        "token": token_pieces(tokenizer, [full[position]])[0],
         "kind": kind,
         "rank": rank + 1,
         "outcome": result,
-        "produced": None if parted else tokenizer.convert_ids_to_tokens(pruned.tokens[position]),
+        "produced": None if parted else token_pieces(tokenizer, [pruned.tokens[position]])[0],
         "exit_layer": None if parted else pruned.exit_layers[position],
-        "full_text": tokenizer.decode(full, skip_special_tokens=True),
+        "full_text": decode_tokens(tokenizer, full, skip_special_tokens=True),
         "pruned_text": pruned.text,
     }
 
@@ -158,8 +158,9 @@ def token_groups(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> dict[
     Returns:
         For each of these, the name of every token's group; "" for tokens without one.
     """
-    pieces = tokenizer.convert_ids_to_tokens(table.token.tolist())
-    special = tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)
+    pieces = token_pieces(tokenizer, table.token.tolist())
+    without_piece = set(table.token.tolist()) - set(tokenizer.get_vocab().values())
+    special = token_pieces(tokenizer, [*tokenizer.all_special_ids, *without_piece])
     marked, end = marks_words(tokenizer), str(tokenizer.eos_token)
     kinds: list[str] = []
     for text in np.split(np.array(pieces, object), np.flatnonzero(np.diff(table.text)) + 1):

@@ -47,20 +47,24 @@ class Row(NamedTuple):
             ValueError: there is no such column, or its cell is not text that can be tokenized.
         """
         cell = self.cell(column)
-        return "" if optional and cell in (None, "") else check_text(cell, f"{self.where}: {column}", optional)
+        return (
+            ""
+            if optional and cell in (None, "")
+            else check_text(f"{self.where}: {column}", cell, may_be_blank=optional)
+        )
 
     def id(self) -> str:
         """Returns the text or the integer of the column "id". Raises as `text`."""
         cell = self.cell("id")
-        return check_text(str(cell) if isinstance(cell, int) else cell, f"{self.where}: id")
+        return check_text(f"{self.where}: id", str(cell) if isinstance(cell, int) else cell)
 
 
-def check_text(value: Any, name: str, may_be_blank: bool = False) -> str:
+def check_text(name: str, value: Any, *, may_be_blank: bool = False) -> str:
     """Returns a text that a tokenizer can read.
 
     Args:
+        name: what the value is, for errors.
         value: any value.
-        name: what it is, for errors.
         may_be_blank: whether white space alone is allowed.
 
     Raises:

@@ -53,7 +53,7 @@ def _example(row: Row) -> Example:
             f"{row.where} has no answers, as in SQuAD 2.0; allowed: SQuAD 1.1, an answer or more to each question"
         )
     prompt = f"question: {row.text('question').lstrip()} context: {row.text('context').lstrip()}"
-    return Example(row.id(), prompt, tuple(check_text(text, f"{row.where}: answer") for text in texts))
+    return Example(row.id(), prompt, tuple(check_text(f"{row.where}: answer", text) for text in texts))
 
 
 def _file_rows(path: str) -> list[Row]:

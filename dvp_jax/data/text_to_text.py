@@ -39,7 +39,7 @@ class TextToText:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.dataset is None):
             raise ValueError(f"path is {self.path!r} and dataset {self.dataset!r}; allowed: one of the two")
-        check_text(self.prefix, "prefix", may_be_blank=True)
+        check_text("prefix", self.prefix, may_be_blank=True)
 
     def load(self) -> list[Example]:
         """Reads all rows. See `Task.load`."""

@@ -56,7 +56,7 @@ class Translation:
                 "allowed: both or neither"
             )
         for field in ("source_language", "target_language"):
-            check_text(getattr(self, field), field)
+            check_text(field, getattr(self, field))
         bleu(self._tokenizer)
 
     def load(self) -> list[Example]:
@@ -92,5 +92,5 @@ class Translation:
             )
         for path, lines in ((self.source_path, sources), (self.target_path, targets)):
             for number, line in enumerate(lines, start=1):
-                check_text(line, f"{path}, line {number}")
+                check_text(f"{path}, line {number}", line)
         return list(zip(sources, targets, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -53,13 +54,35 @@ def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
     exit_layers = decoded.exit_layers[row, :length].tolist()
     tokens = decoded.tokens[row, :length].tolist()
     return GeneratedText(
-        text=str(tokenizer.decode(tokens, skip_special_tokens=True)) if tokenizer is not None else "",
+        text=decode_tokens(tokenizer, tokens, skip_special_tokens=True) if tokenizer is not None else "",
         tokens=tokens,
         exit_layers=exit_layers,
         confidences=decoded.confidences[row, :length].tolist(),
         corrected=np.flatnonzero(drafts.corrected[row]).tolist() if drafts is not None else [],
         layers_run=int(drafts.layers_run[row]) if drafts is not None else sum(exit_layers),
     )
+
+
+def decode_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, skip_special_tokens: bool = False
+) -> str:
+    """The text of tokens, without ids that the tokenizer has no piece for: a model may embed more ids."""
+    pieces = _ids(tokenizer)
+    known = [token for token in tokens if token in pieces]
+    return str(tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """The piece of each token, or "<id 32110>" where the tokenizer has none."""
+    pieces = _ids(tokenizer)
+    return [
+        str(tokenizer.convert_ids_to_tokens(token)) if token in pieces else f"<id {token}>" for token in tokens
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    return frozenset(tokenizer.get_vocab().values())
 
 
 def tokenize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from dvp_jax.data.task import Example, Task
 from dvp_jax.decode.api import encode
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.text import pad_rows, tokenize
+from dvp_jax.decode.text import pad_rows, token_pieces, tokenize
 from dvp_jax.decode.trace import Trace, trace
 from dvp_jax.evaluate.results import Row, describe
 from dvp_jax.runs.predictions import Line
@@ -77,7 +78,7 @@ def _trace_batch(
 def _trace_row(model: Model, row: Row, example: Example, line: Line, traced: Trace, index: int) -> dict[str, Any]:
     """The row of one text, from its line of predictions.jsonl and row `index` of a traced batch."""
     assert model.tokenizer is not None
-    pieces = model.tokenizer.convert_ids_to_tokens
+    pieces = functools.partial(token_pieces, model.tokenizer)
     length, prune_layer = len(line["tokens"]), row["prune_layer"]
     # (tokens, depths) each
     candidates, confidences, ranks = (

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dvp_jax.report.table import Section
+from dvp_jax.report.table import Section, visible
 from dvp_jax.runs.files import write_whole
 
 _FOLDER = Path(__file__).parent
@@ -28,7 +28,7 @@ def write_report(
     provenance: Mapping[str, Any],
     traces: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes the report. The file appears only when it is complete.
+    """Writes the report. The file appears only when it is complete. Its texts are shown as `visible` writes them.
 
     Args:
         path: path of the HTML file.
@@ -54,12 +54,13 @@ def write_report(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value, lines=True) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     # The filter `tojson` escapes <, >, & and everything outside ASCII, so that no text can end the script element.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"image": _image, "pretty": _pretty}
+    environment.filters |= {"image": _image, "pretty": _pretty, "visible": visible}
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("report.css", "explorer.js"))
     page = environment.get_template("template.html").generate(
         title=title,
@@ -100,7 +101,7 @@ def _explorer(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         example["outputs"].append(output)
     return {
-        "pieces": list(pieces),
+        "pieces": list(map(visible, pieces)),
         "runs": [dict(zip(_RUN_FIELDS, run, strict=True)) for run in runs],
         "examples": list(examples.values()),
         "colours": {num_layers: _colours(num_layers) for num_layers in {run["num_layers"] for run in traces}},

@@ -10,6 +10,21 @@ from pathlib import Path
 # 1, -0.5, 5.56e+06, 12,000, 3.12 of 8, 25.06 to 25.61, 38,912 to 38,980, 88 %, 1.13x
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d(e[-+]?\d+)?( (of|to) [\d.,]*\d| ?[%x])?")
 
+# Control characters, separators of lines, marks that turn the direction of text, and halves of characters.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Writes characters that would break a line, steer a terminal or cannot be encoded as Python does: \\x1b.
+
+    Args:
+        text: from data or a model.
+        lines: whether newlines stay.
+    """
+    if lines:
+        return "\n".join(map(visible, text.split("\n")))
+    return _UNSEEN.sub(lambda unseen: unseen[0].encode("unicode_escape").decode(), text)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -17,7 +32,8 @@ class Table:
 
     Attributes:
         head: names of the columns.
-        rows: texts of the cells, one row after the other; as many cells in each row as in `head`.
+        rows: texts of the cells, one row after the other; as many cells in each row as in `head`. They are shown
+            as `visible` writes them.
 
     Raises:
         ValueError: a row has more or fewer cells than `head`.
@@ -44,8 +60,8 @@ class Table:
 
 
 def _line(cells: Sequence[str]) -> str:
-    # A bar would end the cell, and a line break the row.
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split("\n")) for cell in cells) + " |"
+    # A bar would end the cell.
+    return "| " + " | ".join(visible(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +70,8 @@ class Section:
 
     Attributes:
         title: the heading; empty for none.
-        content: paragraphs of plain text and tables, in order.
+        content: paragraphs of plain text and tables, in order. Paragraphs keep their newlines, and are else shown
+            as `visible` writes them.
         plots: captions and SVG files. The HTML report shows them below the content.
     """
 
@@ -64,8 +81,11 @@ class Section:
 
     def markdown(self) -> str:
         """Title and content as Markdown, without the plots and without a newline at the end."""
-        parts = [part if isinstance(part, str) else part.markdown() for part in self.content]
-        return "\n\n".join([f"{self.title}:", *parts] if self.title else parts)
+        title = [f"{self.title}:"] if self.title else []
+        return "\n\n".join(
+            visible(part, lines=True) if isinstance(part, str) else part.markdown()
+            for part in (*title, *self.content)
+        )
 
 
 def print_report(sections: Sequence[Section], report: Path) -> None:

@@ -7,7 +7,7 @@ import dvp_jax
 from dvp_jax.analysis.failures import failure_content, failure_report, outcome, token_groups
 from dvp_jax.analysis.tokens import Sources, TokenTable
 from dvp_jax.data import Example
-from dvp_jax.decode.text import GeneratedText
+from dvp_jax.decode.text import GeneratedText, decode_tokens
 from dvp_jax.report.table import Section
 
 PIECES = ["<pad>", "</s>", "▁The", "▁Ann", "a", "▁250", ".", "▁cat"]
@@ -51,12 +51,10 @@ def table_of(texts, ranks):
 
 
 def report_of(full, ranks, pruned):
-    texts = [
-        GeneratedText(
-            Tokenizer().decode(text, True), text, [1 + i % 2 for i in range(len(text))], [0.5] * len(text), [], 0
-        )
-        for text in pruned
-    ]
+    texts = []
+    for ids in pruned:
+        text = decode_tokens(Tokenizer(), ids, skip_special_tokens=True)
+        texts.append(GeneratedText(text, ids, [1 + i % 2 for i in range(len(ids))], [0.5] * len(ids), [], 0))
     cfg = dvp_jax.DecodeConfig(prune_layer=1, min_exit_layer=1, prune_size=8)
     examples = [Example(f"id {i}", "prompt", ("reference",)) for i in range(len(full))]
     return failure_report(table_of(full, ranks), cfg, texts, Sources(examples, Tokenizer(), None, None, 1))
@@ -110,6 +108,15 @@ def test_cases_show_the_last_dozen_tokens_before_them():
     text = [2] * 10 + [7] * 10
     (case,) = report_of([text], [[0] * 19 + [8]], [text])["cases"]
     assert case["before"].split() == ["The"] * 3 + ["cat"] * 9
+
+
+def test_ids_that_the_tokenizer_has_no_piece_for_are_shown_as_ids():
+    full, pruned = [2, 99, 7, 1], [2, 98, 7, 1]
+    report = report_of([full], [[0, 8, 0, 0]], [pruned])
+    (case,) = report["cases"]
+    assert (case["token"], case["produced"], case["kind"]) == ("<id 99>", "<id 98>", "special")
+    assert (case["full_text"], case["pruned_text"]) == ("The cat", "The cat")
+    assert "| id 0 | The | <id 99> | 9 | <id 98> | 2 |" in Section("", failure_content(report, 1)).markdown()
 
 
 def test_every_respect_counts_every_token_once(report):

@@ -72,6 +72,9 @@ class Letters:
         assert skip_special_tokens
         return " ".join(str(token) for token in tokens if token > 1)
 
+    def get_vocab(self):
+        return {str(token): token for token in range(211)}
+
 
 def lettered() -> dvp_jax.Model:
     """The tiny model with a tokenizer of letters."""

@@ -1,9 +1,10 @@
 """Buckets of lengths and batches, and prompts that become token ids."""
 
 import pytest
+import transformers
 
 import dvp_jax
-from dvp_jax.decode.text import batch_bucket, source_bucket
+from dvp_jax.decode.text import batch_bucket, decode_tokens, source_bucket, token_pieces
 from tests.decode.helpers import DVP, MODEL, lettered
 from tests.models import both
 
@@ -37,3 +38,19 @@ def test_prompts_that_are_none_are_refused():
             dvp_jax.generate_text(lettered(), prompts, DVP)
     with pytest.raises(ValueError, match=r"model\.tokenizer is None"):
         dvp_jax.generate_text(both(*MODEL)[1], ["abc"], DVP)
+
+
+@pytest.mark.parametrize("missing", [32_110, 10_000_000])
+def test_an_id_without_a_piece_is_no_text_and_is_shown_as_an_id(missing, shared):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared / "tokenizers" / "t5")
+    ids = tokenizer("Ein Hund.")["input_ids"]
+    with_missing = [ids[0], missing, *ids[1:]]
+    assert decode_tokens(tokenizer, with_missing, skip_special_tokens=True) == "Ein Hund."
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    assert token_pieces(tokenizer, with_missing) == [pieces[0], f"<id {missing}>", *pieces[1:]]
+
+
+def test_an_id_beyond_the_bytes_of_byt5_is_no_text():
+    tokenizer = transformers.ByT5Tokenizer()
+    assert decode_tokens(tokenizer, [*tokenizer("hé\n", add_special_tokens=False)["input_ids"], 400]) == "hé\n"
+    assert token_pieces(tokenizer, [107, 383, 400]) == ["h", "<extra_id_124>", "<id 400>"]

@@ -1,7 +1,9 @@
 """`python -m experiments.generate` on a tiny random model."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +54,31 @@ def test_generate_exits_at_the_given_depths_only(checkpoint, text, depths):
 @pytest.mark.parametrize("text", ["x", "2,,3", "0", "5,1", "3,3", "1,"])
 def test_generate_refuses_impossible_exit_depths(checkpoint, text):
     check_error(generate(checkpoint, f"--exit_depths={text}"), "exit_depths", "allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("a \udcff", r"prompt holds '\udcff' at character 3"), (" ", "prompt is ' '")]
+)
+def test_generate_refuses_a_prompt_that_is_no_text_before_it_reads_the_model(prompt, message):
+    check_error(launch("generate", "--model=no/such/folder", f"--prompt={prompt}"), message)
+
+
+def test_generate_shows_pieces_that_cannot_be_seen_or_are_missing(checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint.folder, folder)
+    prompt = f"translate English to German: {SENTENCES[0]}"
+    steering, missing = list(dict.fromkeys(checkpoint.decode(prompt, method="full", max_new_tokens=12).tokens))[:2]
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    del vocabulary[PIECES[missing]]
+    vocabulary["\x1b[31m\u2028"] = vocabulary.pop(PIECES[steering])
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    run = launch("generate", f"--model={folder}", f"--prompt={prompt}", "--max_new_tokens=12", "--method=full")
+    assert run.returncode == 0, run.stderr
+    assert "\x1b" not in run.stdout and "\u2028" not in run.stdout
+    text, _, _, first, second, *_ = run.stdout.split("\n")
+    assert text.startswith("\\x1b[31m\\u2028 ")
+    assert first.split()[0] == "\\x1b[31m\\u2028" and second.startswith(f"<id {missing}> ")
 
 
 def test_generate_says_how_long_the_first_text_took_when_asked_to(checkpoint):

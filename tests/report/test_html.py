@@ -135,8 +135,10 @@ def parse_traces(path):
 def test_the_data_parse_back_to_the_traces(report):
     hostile = make_trace(pieces=[HOSTILE, "\ud800", "\x00"], prompt=HOSTILE, id=HOSTILE, text=HOSTILE)
     samsum = make_trace("calm", task="samsum", threshold=0.5)
+    pieces = [HOSTILE.replace("\u2028", "\\u2028"), "\\ud800", "\\x00"]
+    shown = hostile | {"pieces": pieces, "candidates": [[piece] * 4 for piece in pieces]}
     expected = PRUNED | {"confidences": [[None, 0.934, 0.25, 1.0], [None, 0.1, 0.0, 0.988]]}
-    assert list(parse_traces(report([PRUNED, hostile, samsum]))) == [expected, hostile, samsum]
+    assert list(parse_traces(report([PRUNED, hostile, samsum]))) == [expected, shown, samsum]
 
 
 def test_an_id_that_comes_twice_keeps_both_examples(report):
@@ -146,12 +148,14 @@ def test_an_id_that_comes_twice_keeps_both_examples(report):
 
 def test_hostile_text_opens_no_element(report, tmp_path):
     (tmp_path / "hostile.svg").write_text(SVG)
-    section = Section(HOSTILE, (HOSTILE, Table([HOSTILE], [[HOSTILE]])), ((HOSTILE, tmp_path / "hostile.svg"),))
-    elements = Elements(report(title=HOSTILE, sections=[section], provenance={HOSTILE: HOSTILE}))
+    text = HOSTILE + "\ud83d\x85\x1b"
+    section = Section(text, (text, Table([text], [[text]])), ((text, tmp_path / "hostile.svg"),))
+    elements = Elements(report(title=text, sections=[section], provenance={text: text}))
     assert elements.of("script") == elements.of("b") == []
+    shown = HOSTILE.replace("\u2028", "\\u2028") + "\\ud83d\\x85\\x1b"
     for tag in ("title", "h1", "h2", "p", "th", "td", "figcaption", "dt", "dd"):
-        assert elements.texts(tag) == [HOSTILE]
-    assert [attributes["alt"] for attributes, _ in elements.of("img")] == [HOSTILE]
+        assert elements.texts(tag) == [shown]
+    assert [attributes["alt"] for attributes, _ in elements.of("img")] == [shown]
 
 
 def test_without_traces_there_is_no_explorer(report):

@@ -23,7 +23,22 @@ def test_a_range_of_numbers_with_commas_is_a_number():
 
 def test_bars_and_line_breaks_do_not_end_a_cell():
     table = Table(["a | b", "c"], [["x | y", "first\nsecond"], ["", "2"]])
-    assert table.markdown() == "| a \\| b | c |\n| --- | --- |\n| x \\| y | first second |\n|  | 2 |"
+    assert table.markdown() == "| a \\| b | c |\n| --- | --- |\n| x \\| y | first\\nsecond |\n|  | 2 |"
+
+
+UNSEEN = ["\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\x1b[31m", "\0", "\x7f", "\t", "\u202e", "\ud83d"]
+
+
+@pytest.mark.parametrize("text", UNSEEN)
+def test_what_breaks_lines_or_steers_a_terminal_is_shown_as_python_writes_it(text):
+    written = f"a{text}b".encode("unicode_escape").decode()
+    section = Section("", (Table(["id"], [[f"a{text}b"]]), f"a{text}b\nc"))
+    assert section.markdown() == f"| id |\n| --- |\n| {written} |\n\n{written}\nc"
+
+
+def test_letters_of_any_script_stay_as_they_are():
+    text = "Ünï \u00a0 日本\u3000語 สวัสดี \u200f עברית 👩\u200d🚀 ❤\ufe0f \\n"
+    assert Table(["a"], [[text]]).markdown().splitlines()[2] == f"| {text} |"
 
 
 def test_a_table_without_rows_is_its_head():
