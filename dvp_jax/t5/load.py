@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
+from dvp_jax.t5.byte_pieces import use_byte_pieces
 from dvp_jax.t5.common_tokens import read_common_tokens, write_common_tokens
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import (
@@ -242,11 +243,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint folder, or None if it has none."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5Tokenizer
 
+    # AutoTokenizer does not find spiece.model for UMT5, nor where tokenizer_config.json says MT5Tokenizer.
+    spiece_alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
     # transformers warns about every prompt that is longer than the 512 tokens of pretraining.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    kind = T5Tokenizer if spiece_alone else AutoTokenizer
+    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
+    use_byte_pieces(tokenizer, folder)
+    return tokenizer
 
 
 def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, Params]:

@@ -1,15 +1,20 @@
-"""The precision of a model's matrix products, read from the programs: a CPU ignores it."""
+"""The precision of matrix products, read from the programs, as a CPU ignores it; tokenizers with byte fallback."""
 
 import dataclasses
+import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
+import transformers
 
 import dvp_jax
 from dvp_jax.decode import api, lanes, trace
 from dvp_jax.decode.api import encode, lower_decode
+from dvp_jax.t5.load import load_tokenizer
 from dvp_jax.train import meta, trainer
 from dvp_jax.train.batches import Batch
 from tests.models import random_model, save
@@ -143,3 +148,48 @@ def test_a_precision_does_not_outlast_the_call(folder):
     model = dvp_jax.load_model(folder, "bfloat16")
     encode(dvp_jax.load_model(folder), IDS, MASK)
     assert decode_precisions(model, method="full") == {("DEFAULT", "DEFAULT")}
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory):
+    """A SentencePiece model with a piece for each byte, as mT5 and UMT5 have it."""
+    folder = tmp_path_factory.mktemp("spiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a dog runs", "the green house", "a bird sings", "the dog sings"] * 20),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("tokenizer_class", [None, "T5Tokenizer", "MT5Tokenizer"])
+def test_spiece_model_alone_writes_rare_characters_as_bytes(
+    model_type, tokenizer_class, sentencepiece_model, tmp_path
+):
+    shutil.copy(sentencepiece_model, tmp_path)
+    fields = {"tokenizer_class": tokenizer_class} if tokenizer_class else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 0, **fields}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (tokenizer, load_tokenizer(tmp_path / "saved")):
+        for text in ("a dog ☃ sings", "日本語", "é😃 house", "Ελλάδα", "the bird"):
+            assert each(text)["input_ids"] == [*peer.encode(text), peer.eos_id()]
+            assert each.decode(peer.encode(text)) == text
+
+
+def test_a_tokenizer_json_without_byte_fallback_stays_as_it_is(sentencepiece_model, tmp_path):
+    shutil.copy(sentencepiece_model, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    tokenizer = load_tokenizer(tmp_path / "saved")
+    assert tokenizer("a ☃")["input_ids"][-2] == tokenizer.unk_token_id
