@@ -1,14 +1,23 @@
 """Data files and rows of the hub: text as it is written, or one line that names the place."""
 
 import csv
+import html
 import io
 import json
 import os
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
 
 import datasets
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from dvp_jax.data import Example, Samsum, Squad, Translation, make_task
+from dvp_jax.report.html import write_report
+from dvp_jax.report.table import Section, Table
 from tests.data.helpers import raises, write
 
 AS_WRITTEN = ["None", "NA", "null", "nan", "007", "1e5", "True", "2012-03-04", "-", "  two  ", "a\u2028b", 'a "b"']
@@ -189,3 +198,76 @@ def test_a_prompt_that_cannot_be_tokenized_is_refused_with_its_field(name, field
     field, value = list(fields.items())[-1]
     with raises(ValueError, field, repr(value)):
         make_task(name, **fields)
+
+
+AWKWARD = [
+    "\ud83d",
+    "\ude00",
+    "\0",
+    "\x1b",
+    "\r",
+    "\n",
+    "\t",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "\ufeff",
+]
+ANY_TEXT = st.text(
+    st.sampled_from([*AWKWARD, *"aé日,\"'|\\ <&"]) | st.characters(exclude_categories=()), max_size=12
+)
+
+
+def shown(text):
+    """What a table shows, from Unicode's own properties."""
+    steering = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    hidden = [unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in text]
+    return "".join(
+        c.encode("unicode_escape").decode() if hide or unicodedata.bidirectional(c) in steering else c
+        for c, hide in zip(text, hidden, strict=True)
+    )
+
+
+def load_or_refuse(task, folder, texts, *, escaped):
+    """The example that a file of two texts holds; None where it was refused and had to be."""
+    if escaped:  # JSON joins two halves of a character
+        texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") for text in texts]
+    bad = [not text.strip() or bool(re.search("[\ud800-\udfff]", text)) for text in texts]
+    if any(bad) or (not escaped and "\0" in "".join(texts)):
+        with raises(ValueError, folder) as error:
+            task.load()
+        assert len(str(error.value).splitlines()) == 1
+        return None
+    (example,) = task.load()
+    assert example.prompt.endswith(texts[0]) and example.references == (texts[1],)
+    return example
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.sampled_from([*WRITERS, "parallel"]), ANY_TEXT, ANY_TEXT)
+def test_any_text_goes_from_a_file_to_a_report_or_is_refused_in_one_line(ending, source, target):
+    if ending in (".tsv", "parallel"):  # they cannot hold these
+        source, target = (re.sub(r"^\ufeff+|[\t\n]|\r$", "", text) for text in (source, target))
+    with tempfile.TemporaryDirectory() as folder:
+        if ending == "parallel":
+            paths = [os.path.join(folder, name) for name in ("source", "target")]
+            for path, text in zip(paths, (source, target), strict=True):
+                write(Path(path), f"{text}\n".encode("utf-8", "surrogatepass"))
+            task = Translation(*paths, bleu_tokenizer="char")
+        else:
+            content = WRITERS[ending]([["source", "target"], [source, target]])
+            task = text_to_text(write(Path(folder, f"rows{ending}"), content.encode("utf-8", "surrogatepass")))
+        example = load_or_refuse(task, folder, [source, target], escaped=ending.startswith(".json"))
+        if example is None:
+            return
+        assert all(0 <= value <= 100.0001 for value in task.score([example.prompt], [example]).values())
+        table = Table(["prompt", "reference"], [[example.prompt, *example.references]])
+        cells = [shown(example.prompt), shown(example.references[0])]
+        assert table.markdown().splitlines()[2:] == [
+            "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+        ]
+        write_report(Path(folder, "report.html"), "Texts", [Section("", (table,))], {})
+        page = Path(folder, "report.html").read_bytes().decode("utf-8")
+        assert [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page, re.DOTALL)] == cells
