@@ -25,10 +25,10 @@ _KEEP = flags.DEFINE_integer("keep", 4096, "How many tokens to write at most.", 
 def main() -> None:
     """Writes common_tokens.json."""
     folder, text = Path(_MODEL.value), Path(_TEXT.value)
-    config = T5Config.from_file(folder / "config.json")
+    config = T5Config.from_folder(folder)
     if not text.is_file():
         raise FileNotFoundError(f"no text file {text}")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
     if tokenizer is None:
         raise ValueError(f"model is {folder}; allowed: a checkpoint folder that holds a tokenizer")
     lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -49,7 +49,7 @@ def model_whose_drafts_are_right(config: T5Config, exit_depth: int, dtype: str) 
 
 def main() -> None:
     """Prints the table."""
-    config = dataclasses.replace(SHAPES[_SHAPE.value], eos_token_id=-1)  # no text ends by itself
+    config = dataclasses.replace(SHAPES[_SHAPE.value], eos_token_id=())  # no text ends by itself
     layers, exit_depth = config.num_decoder_layers, _EXIT.value
     if exit_depth >= layers:
         raise ValueError(f"exit is {exit_depth}; allowed: 2 to {layers - 1} for {_SHAPE.value}")

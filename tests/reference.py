@@ -83,6 +83,7 @@ def reference_decode(
     recent = [0]  # the likeliest ids where the full vocabulary was read last
     waiting = []  # lossless: of each token that is not verified yet, its place, and the logits of the last depth
     out = Reference([], [], [], math.inf)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     token = config.decoder_start_token_id
     while len(out.tokens) < max_new_tokens:
         t = len(out.tokens) + 1
@@ -170,7 +171,7 @@ def reference_decode(
             if lossless:
                 out.margin = min(out.margin, gap)
             waiting.append((len(out.tokens) - 1, full, logits))
-            is_last = token == config.eos_token_id or len(out.tokens) == max_new_tokens
+            is_last = token in ends or len(out.tokens) == max_new_tokens
             if depth < num_layers and len(waiting) < max_waiting and not (lossless and is_last):
                 out.layers_run += depth
                 if is_last:
@@ -188,7 +189,7 @@ def reference_decode(
                 out.tokens[place], out.corrected[place] = token, True
                 for values in (out.tokens, out.exit_layers, out.confidences, out.corrected, *entered):
                     del values[place + 1 :]
-        if token == config.eos_token_id:
+        if token in ends:
             break
     return out
 

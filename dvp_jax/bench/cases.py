@@ -262,7 +262,7 @@ def model_config(benchmark: Benchmark) -> T5Config:
         config = SHAPES[benchmark.shape]
         if benchmark.vocab_size:
             config = dataclasses.replace(config, vocab_size=benchmark.vocab_size)
-    return dataclasses.replace(config, eos_token_id=-1)
+    return dataclasses.replace(config, eos_token_id=())
 
 
 def make_model(benchmark: Benchmark) -> Model:

@@ -107,7 +107,7 @@ def decode_deferred_token(
                 decision = policy.decide(current.output(depth), thresholds[:, depth - 1], masked(heads, current))
                 current = current.exit(decision).with_kept(decision.kept)
                 is_full = state.depths[:, 0] < policy.last_depth
-                ends = policy.verifies & ((decision.token == program.config.eos_token_id) | is_last_place)
+                ends = policy.verifies & (program.config.ends(decision.token) | is_last_place)
                 stops = decision.exits & ~is_full & ~ends
                 state = dataclasses.replace(state, current=current, stopped=state.stopped | stops)
         return state, block

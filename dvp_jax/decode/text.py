@@ -112,22 +112,26 @@ def tokenize(
 def token_rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, name: str
 ) -> list[list[int]]:
-    """The ids of each text, the end token last. Longer texts are truncated, with a warning that counts them.
+    """The ids of each text. The tokenizer truncates longer ones, and a warning counts them.
 
     Args:
-        tokenizer: adds the end token.
+        tokenizer: of the model.
         texts: any number.
-        max_length: the most tokens, the end token included.
+        max_length: the most tokens, with those that the tokenizer adds, such as the end token.
         name: of the texts, for the warning.
     """
     rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
-    if truncated := sum(len(row) > max_length for row in rows):
+    if truncated := [index for index, row in enumerate(rows) if len(row) > max_length]:
         warnings.warn(
-            f"{truncated} of {len(rows)} {name} are longer than {max_length} tokens and were truncated",
+            f"{len(truncated)} of {len(rows)} {name} are longer than {max_length} tokens and were truncated",
             stacklevel=3,
         )
-    # The end token stays: T5 expects every sequence to close with it.
-    return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
+        # Only the tokenizer knows which tokens it adds, and on which side it truncates.
+        cut = tokenizer([texts[index] for index in truncated], truncation=True, max_length=max_length)
+        for index, row in zip(truncated, cut["input_ids"], strict=True):
+            rows[index] = row
+        tokenizer("")  # sets the truncation back, which it would save
+    return rows
 
 
 def pad_rows(

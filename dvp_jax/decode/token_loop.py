@@ -128,7 +128,7 @@ def _after(
     cache: KVCache,
     decoded: Decoded,
 ) -> DecodeState:
-    is_last = (token == program.config.eos_token_id) | (cache.lengths >= inputs.settings.max_new_tokens)
+    is_last = program.config.ends(token) | (cache.lengths >= inputs.settings.max_new_tokens)
     return DecodeState(token, state.ended | is_last, cache, decoded)
 
 

@@ -312,6 +312,7 @@ class CandidateDepths(ExitPolicy):
     exit_depths: ExitDepths = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_can_exit_early(self.num_layers)
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers)
         check_exit_depths(self.exit_depths, self.num_layers)
 
@@ -388,6 +389,7 @@ class ShallowDeep(CALM):
     loop: ClassVar[str] = "deferred"
 
     def __post_init__(self) -> None:
+        _check_can_exit_early(self.num_layers)
         check_integer("min_exit_layer", self.min_exit_layer, 1, self.num_layers - 1)
 
     @property
@@ -426,6 +428,7 @@ class DVP(CALM):
     final_vocab: str = "full"
 
     def __post_init__(self) -> None:
+        _check_can_exit_early(self.num_layers)
         check_integer("prune_layer", self.prune_layer, 1, self.num_layers - 1)
         super().__post_init__()
         if self.confidence not in LOGIT_MEASURES:
@@ -657,6 +660,11 @@ def check_exit_depths(exit_depths: ExitDepths, num_layers: int) -> None:
             raise ValueError(f"exit_depths is {exit_depths}; allowed: at least one depth, each once")
     elif exit_depths is not None:
         check_integer("exit_depths", exit_depths, 1, None)
+
+
+def _check_can_exit_early(num_layers: int) -> None:
+    if num_layers == 1:
+        raise ValueError("num_decoder_layers is 1; allowed with a method that exits early: at least 2")
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None) -> None:

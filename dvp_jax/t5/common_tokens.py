@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from dvp_jax.t5.files import read_json
+
 COMMON_TOKENS_FILE = "common_tokens.json"
 """Of a checkpoint folder: an object with "vocab_size" and "tokens", ids in descending order of frequency."""
 
@@ -42,8 +44,8 @@ def read_common_tokens(folder: Path, vocab_size: int) -> Int[np.ndarray, " some"
     path = folder / COMMON_TOKENS_FILE
     if not path.is_file():
         return None
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         counted, tokens = content["vocab_size"], np.asarray(content["tokens"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from None

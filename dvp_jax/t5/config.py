@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+import numbers
+import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Array, Bool, Int
+
+from dvp_jax.t5.files import read_json
+
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
+_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+_TOKEN_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
+GENERATION_FILE = "generation_config.json"
+"""Of a Hugging Face folder: what `generate` of transformers takes instead of config.json's token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +27,9 @@ class T5Config:
     """Shape of a T5 1.0, T5 1.1 / Flan-T5, mT5 or UMT5. Hashable, so that it can be a static argument of `jit`.
 
     Fields are named as in Hugging Face's config.json. Encoder and decoder depth may differ, and `num_heads * d_kv`
-    need not equal `d_model`. `vocab_padding` is the only field that is in no file: the number of zero rows at the
-    end of embedding and unembedding that let all devices of a mesh hold equally many rows.
+    need not equal `d_model`. A text ends with `eos_token_id`, or with any of them where it is a tuple.
+    `vocab_padding` is the only field that is in no file: the number of zero rows at the end of embedding and
+    unembedding that let all devices of a mesh hold equally many rows.
 
     Raises:
         ValueError: a field has an impossible value.
@@ -40,26 +52,35 @@ class T5Config:
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool = True
     pad_token_id: int = 0
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] = 1
     decoder_start_token_id: int = 0
     vocab_padding: int = 0
 
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"model_type is {self.model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
-        for name in (
-            "vocab_size",
-            "d_model",
-            "d_kv",
-            "d_ff",
-            "num_layers",
-            "num_decoder_layers",
-            "num_heads",
-        ):
+        least = dict.fromkeys(_SIZES, 1) | {
+            "vocab_padding": 0,
+            "relative_attention_num_buckets": 4,  # two of each direction
+            "relative_attention_max_distance": self.relative_attention_num_buckets // 2 + 1,
+        }
+        for name in least:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
-        if self.activation not in ACTIVATIONS:
+            if not _is_integer(value) or value < least[name]:
+                raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {least[name]}")
+        for name, most in (("layer_norm_epsilon", 1), ("dropout_rate", 1), ("initializer_factor", 1000)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; allowed: a number from 0 to {most}")
+        for name in ("tie_word_embeddings", "scale_decoder_outputs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: true, false")
+        for name in _TOKEN_IDS:
+            value = getattr(self, name)
+            ids = value if isinstance(value, tuple) and name == "eos_token_id" else (value,)
+            if not all(_is_integer(token) and 0 <= token < self.vocab_size for token in ids):
+                raise ValueError(f"{name} is {value!r}; allowed: ids from 0 to {self.vocab_size - 1}")
+        if not isinstance(self.feed_forward_proj, str) or self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"feed_forward_proj is {self.feed_forward_proj!r}; allowed: one of {', '.join(ACTIVATIONS)}, "
                 "or 'gated-' and one of them"
@@ -87,53 +108,64 @@ class T5Config:
         """The factor s that multiplies the normed hidden state before the unembedding."""
         return self.d_model**-0.5 if self.scale_decoder_outputs else 1.0
 
+    def ends(self, token: Int[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """Whether a text ends with each token."""
+        ids = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        return functools.reduce(operator.or_, [token == end for end in ids] or [token < 0])
+
     @classmethod
-    def from_hugging_face(cls, fields: dict[str, Any]) -> T5Config:
+    def from_hugging_face(cls, fields: Mapping[str, Any]) -> T5Config:
         """Makes a config from the fields of a Hugging Face config.json.
 
         Args:
             fields: the parsed file. Unknown fields are ignored.
 
         Raises:
-            ValueError: another model type, a missing field, or an impossible value.
+            ValueError: another model type, quantized weights, a missing field, or an impossible value.
         """
         model_type = fields.get("model_type")
         if model_type not in MODEL_TYPES:
-            raise ValueError(f"config.json: model_type is {model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
-        needed = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-        if missing := [name for name in needed if name not in fields]:
-            raise ValueError(f"config.json: missing {', '.join(missing)}")
+            raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
+        if quantization := fields.get("quantization_config"):
+            raise ValueError(f"quantization_config is {quantization!r}; allowed: a model that is not quantized")
+        needed = [name for name in _SIZES if name != "num_decoder_layers"]
+        if missing := [name for name in needed if fields.get(name) is None]:
+            raise ValueError(f"missing {', '.join(missing)}")
 
-        known = {field.name for field in dataclasses.fields(cls)} - {"vocab_padding"}
+        known = {field.name for field in dataclasses.fields(cls)} - {"vocab_padding", *_TOKEN_IDS}
         values = {name: value for name, value in fields.items() if name in known and value is not None}
         values.setdefault("num_decoder_layers", values["num_layers"])
         values.setdefault("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
         values.setdefault("scale_decoder_outputs", _scales_outputs(model_type, fields))
         values["tie_word_embeddings"] = True  # `read_checkpoint` decides by the tensors
-        eos = values.get("eos_token_id")
-        if isinstance(eos, list):
-            if len(eos) != 1:
-                raise ValueError(f"config.json: eos_token_id is {eos}; allowed: one id")
-            values["eos_token_id"] = eos[0]
-        return cls(**values)
+        return dataclasses.replace(cls(**values), **_token_ids(fields, fields["vocab_size"], eos=1))
 
     @classmethod
-    def from_file(cls, path: Path) -> T5Config:
-        """Reads a Hugging Face config.json.
+    def from_folder(cls, folder: Path) -> T5Config:
+        """Reads config.json of a checkpoint folder, and the token ids of generation_config.json if there is one.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not JSON, or not the config of a T5.
+            FileNotFoundError: there is no config.json.
+            ValueError: a file is not JSON, has an impossible value or is not of a T5; or the folder is an adapter.
         """
+        if (adapter := folder / "adapter_config.json").is_file():
+            base = read_json(adapter).get("base_model_name_or_path")
+            raise ValueError(
+                f"{folder} holds an adapter (LoRA) of {base}; allowed: a whole model, as peft's `merge_and_unload` "
+                "gives"
+            )
+        path, generation = folder / "config.json", folder / GENERATION_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no config.json: not a Hugging Face checkpoint")
+        fields, ids = read_json(path), read_json(generation) if generation.is_file() else None
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path.parent} has no {path.name}: not a Hugging Face checkpoint") from None
+            config = cls.from_hugging_face(fields)
+            if ids is None:
+                return config
+            path = generation
+            return dataclasses.replace(config, **_token_ids(ids, config.vocab_size, eos=None))
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{path} holds a {type(fields).__name__}; allowed: a JSON object")
-        return cls.from_hugging_face(fields)
+            raise ValueError(f"{path}: {error}") from None
 
     def to_hugging_face(self) -> dict[str, Any]:
         """The fields of a config.json that `transformers` reads back as this model."""
@@ -144,7 +176,40 @@ class T5Config:
             **dataclasses.asdict(self),
         }
         del fields["vocab_padding"]
-        return fields
+        return fields | self.token_ids()
+
+    def token_ids(self) -> dict[str, Any]:
+        """The fields that config.json and generation_config.json have in common."""
+        eos = self.eos_token_id
+        return {
+            "decoder_start_token_id": self.decoder_start_token_id,
+            "eos_token_id": (list(eos) or None) if isinstance(eos, tuple) else eos,
+            "pad_token_id": self.pad_token_id,
+        }
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _token_ids(fields: Mapping[str, Any], vocab_size: int, eos: int | None) -> dict[str, Any]:
+    """The token ids that `generate` of transformers takes from config.json or generation_config.json.
+
+    Args:
+        fields: of the file.
+        vocab_size: V.
+        eos: the end token where the file names none; None for texts that end at `max_new_tokens` only.
+    """
+    eos, pad = fields.get("eos_token_id", eos), fields.get("pad_token_id")
+    start = fields.get("decoder_start_token_id")
+    if _is_integer(pad) and not 0 <= pad < vocab_size:
+        pad = 0  # padding is masked, so that the row that embeds it does not matter, but there must be one
+    ids = {
+        "decoder_start_token_id": fields.get("bos_token_id") if start is None else start,
+        "pad_token_id": pad,
+    }
+    eos = () if eos is None else tuple(eos) if isinstance(eos, list) else eos
+    return {name: value for name, value in ids.items() if value is not None} | {"eos_token_id": eos}
 
 
 def _scales_outputs(model_type: str, fields: dict[str, Any]) -> bool:

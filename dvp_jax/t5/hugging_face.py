@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,13 @@ from safetensors.numpy import save_file
 
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.exit_classifier import ExitClassifier
+from dvp_jax.t5.files import check_fetched, read_json
 from dvp_jax.t5.model import T5, Params
 from dvp_jax.t5.sharding import pad_vocabulary, shardings, to_host
 
 DTYPES = ("float32", "bfloat16")
+_STORED_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The dtypes that weights may have in a file, by their names in safetensors."""
 
 ParameterPath = tuple[str, ...]
 """A parameter's keys in the nested dict, from the root."""
@@ -79,11 +82,10 @@ def parameter_shapes(config: T5Config) -> Mapping[ParameterPath, tuple[int, ...]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
 
 
-# Tensors that some files have in addition: copies of the embedding, and a bias that Hugging Face ignores too.
-_REDUNDANT = re.compile(
-    r"(encoder|decoder)\.embed_tokens\.weight|"
-    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-)
+# A bias that some files have and that Hugging Face ignores too.
+_IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_UNEMBEDDING = "lm_head.weight"
 
 
 class TensorFiles:
@@ -95,17 +97,23 @@ class TensorFiles:
 
     Raises:
         FileNotFoundError: no weights, or a file that the index lists is missing.
-        ValueError: a file is truncated or is not of the format that its ending says.
+        ValueError: a file is truncated or is not of the format that its ending says; an index that names a file
+            outside the folder, or a tensor that is not in its file.
     """
 
     def __init__(self, folder: Path) -> None:
-        readers: list[Any] = [_SafetensorsFile(file) for file in _weight_files(folder, "model", "safetensors")]
-        readers = readers or [_PytorchFile(file) for file in _weight_files(folder, "pytorch_model", "bin")]
-        if not readers:
-            raise FileNotFoundError(
-                f"{folder} has no weights; looked for model.safetensors, pytorch_model.bin and their index files"
-            )
-        self._reader_of: dict[str, Any] = {name: reader for reader in readers for name in reader.shapes}
+        for stem, ending, kind in (("model", "safetensors", _SafetensorsFile), ("pytorch_model", "bin", _PytorchFile)):
+            single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
+            if single.is_file():
+                reader = kind(single)
+                self._reader_of: dict[str, Any] = dict.fromkeys(reader.shapes, reader)
+                return
+            if index.is_file():
+                self._reader_of = _indexed(index, kind)
+                return
+        raise FileNotFoundError(
+            f"{folder} has no weights; looked for model.safetensors, pytorch_model.bin and their index files"
+        )
 
     def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """A context with the tensor. Slices of it are read when indexed; from a `.bin` file it opens only once."""
@@ -121,22 +129,26 @@ class TensorFiles:
         """Shape of a tensor; does not read it."""
         return self._reader_of[name].shapes[name]
 
+    def dtype(self, name: str) -> str:
+        """Name of a tensor's dtype; does not read it."""
+        return self._reader_of[name].dtypes[name]
 
-def _weight_files(folder: Path, stem: str, ending: str) -> list[Path]:
-    """`stem.ending`, or the files that its index lists; an empty list if the folder has neither."""
-    single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is not a Hugging Face weight index: {error!r}") from None
-    files = [folder / name for name in names]
-    if missing := [file.name for file in files if not file.is_file()]:
+
+def _indexed(index: Path, kind: Callable[[Path], Any]) -> dict[str, Any]:
+    """The reader of each tensor that an index lists."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} is not a Hugging Face weight index: weight_map is {str(weight_map)[:50]}")
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(f"{index} names {', '.join(outside)}; allowed: files in the folder")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise FileNotFoundError(f"{index} names {', '.join(missing)}, not in the folder")
-    return files
+    readers = {name: kind(index.parent / name) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in readers[name].shapes:
+            raise ValueError(f"{index} names {tensor} in {name}, which does not have it")
+    return {tensor: readers[name] for tensor, name in weight_map.items()}
 
 
 class _SafetensorsFile:
@@ -144,11 +156,15 @@ class _SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_fetched(path)
         try:
             with safe_open(path, framework="numpy") as file:
-                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                self.shapes = {name: tuple(stored.get_shape()) for name, stored in slices.items()}
+                codes = {name: stored.get_dtype() for name, stored in slices.items()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is truncated or is not a safetensors file: {error}") from None
+        self.dtypes = {name: _STORED_DTYPES.get(code, code) for name, code in codes.items()}
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:
@@ -169,37 +185,49 @@ class _PytorchFile:
             import torch
         except ImportError:
             raise ImportError(f"reading {path} needs PyTorch: python -m pip install 'dvp-jax[torch]'") from None
-        self._torch = torch
+        check_fetched(path)
         try:
             self._tensors = dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load has no error class of its own
-            raise ValueError(f"{path} is truncated or is not a PyTorch state dict: {error}") from None
+            raise ValueError(f"{path} {_what_pytorch_has_not_read(path, error)}") from None
         if wrong := [str(name) for name, value in self._tensors.items() if not torch.is_tensor(value)]:
             raise ValueError(f"{path}: not tensors: {', '.join(wrong)}")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._tensors.items()}
+        self._uint8 = torch.uint8
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[np.ndarray]:
-        tensor = self._tensors.pop(name)  # so that its memory is freed when the caller is done
-        if tensor.dtype == self._torch.bfloat16:
-            yield tensor.contiguous().view(self._torch.uint16).numpy().view(jnp.bfloat16)
-        else:
-            yield tensor.numpy()
+        tensor = self._tensors.pop(name).detach()  # so that its memory is freed when the caller is done
+        yield tensor.contiguous().view(self._uint8).numpy().view(jnp.dtype(self.dtypes[name]))
+
+
+def _what_pytorch_has_not_read(path: Path, error: Exception) -> str:
+    """Says why `torch.load` has not read a file, in one line."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    with contextlib.suppress(Exception):  # a truncated file
+        if classes := get_unsafe_globals_in_checkpoint(path):
+            return f"holds {classes[0]}; allowed: a state dict, as torch.save(model.state_dict(), path) writes"
+    return f"is truncated or is not a PyTorch state dict: {str(error).splitlines()[0]}"
 
 
 def read_checkpoint(
     folder: Path,
+    config: T5Config,
     dtype: str = "float32",
     progress: Callable[[Iterator], Iterator] = iter,
     mesh: Mesh | None = None,
 ) -> tuple[T5Config, Params]:
-    """Reads a Hugging Face folder. Needs memory for the parameters and one more tensor.
+    """Reads the weights of a Hugging Face folder. Needs memory for the parameters and one more tensor.
 
-    With a mesh, each process reads only the shards of its own devices. The unembedding is untied if the file has
-    an `lm_head.weight` that differs from `shared.weight`, whatever config.json says.
+    With a mesh, each process reads only the shards of its own devices. As in Hugging Face, the embedding has four
+    names, of which a file needs one. The unembedding is untied if `lm_head.weight` differs from the embedding,
+    whatever config.json says.
 
     Args:
-        folder: has config.json and the weights.
+        folder: has the weights.
+        config: of the folder.
         dtype: dtype of all parameters, "float32" or "bfloat16".
         progress: wraps the iterator over parameters, for a progress bar.
         mesh: devices to put the parameters on; None for the default device.
@@ -208,35 +236,45 @@ def read_checkpoint(
         The config and the parameters in the layout of `dvp_jax.t5.model`.
 
     Raises:
-        FileNotFoundError: config.json or the weights are missing.
+        FileNotFoundError: the weights are missing.
         ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
-            listed); a tensor contains NaN or infinity; another model type; a mesh that does not fit the model.
+            listed) or dtype; two embeddings; a tensor contains NaN or infinity, or overflows `dtype`; a mesh that
+            does not fit the model.
     """
-    config = T5Config.from_file(folder / "config.json")
     tensors = TensorFiles(folder)
-
-    untied = "lm_head.weight" in tensors and "shared.weight" in tensors
+    check_depth(folder, config, tensors)
+    embedding, *copies = [name for name in (*_EMBEDDING, _UNEMBEDDING) if name in tensors] or _EMBEDDING[:1]
+    untied = _UNEMBEDDING in copies
     config = dataclasses.replace(config, tie_word_embeddings=not untied)
     shapes = parameter_shapes(config)
-    names = {path: hugging_face_name(path, config) for path in shapes}
-    _check_tensors(folder, tensors, {names[path]: shape for path, shape in shapes.items()})
+    names = {path: hugging_face_name(path, config) for path in shapes} | {("shared",): embedding}
+    copies = [name for name in copies if name != _UNEMBEDDING]
+    expected = {names[path]: shape for path, shape in shapes.items()}
+    expected |= dict.fromkeys(copies, shapes[("shared",)])
+    check_shapes(folder, {name: tensors.shape(name) for name in tensors if name != _IGNORED}, expected)
+    _check_dtypes(folder, {name: tensors.dtype(name) for name in expected})
 
     config, targets = parameter_targets(config, dtype, mesh)
-    flat: dict[ParameterPath, jax.Array] = {}
     not_finite = []
-    for path in progress(iter(names)):
-        with tensors.open(names[path]) as tensor:
 
-            def read(index: tuple[slice, ...], tensor: Any = tensor, name: str = names[path]) -> np.ndarray:
-                part = tensor[index]
+    def read(path: ParameterPath, name: str) -> jax.Array:
+        with tensors.open(name) as tensor:
+
+            def read_part(index: tuple[slice, ...]) -> np.ndarray:
+                with np.errstate(over="ignore"):
+                    part = tensor[index].astype(targets[path].dtype, copy=False)
                 if not np.isfinite(part.astype(np.float32, copy=False)).all():
                     not_finite.append(name)
                 return part
 
-            flat[path] = _make_array(targets[path], shapes[path], read)
-    if not_finite:
-        raise ValueError(f"{folder}: NaN or infinity in {', '.join(dict.fromkeys(not_finite))}")
+            return _make_array(targets[path], shapes[path], read_part)
 
+    flat = {path: read(path, names[path]) for path in progress(iter(names))}
+    if not_finite:
+        raise ValueError(f"{folder}: NaN or infinity in {', '.join(dict.fromkeys(not_finite))}, as {dtype}")
+    for name in copies:
+        if not jnp.array_equal(read(("shared",), name), flat[("shared",)]):
+            raise ValueError(f"{folder}: {name} differs from {embedding}; allowed: one embedding")
     if untied and bool(jnp.array_equal(flat[("lm_head",)], flat[("shared",)])):
         del flat[("lm_head",)]
         config = dataclasses.replace(config, tie_word_embeddings=True)
@@ -298,9 +336,30 @@ def _make_array(
     return jax.make_array_from_callback(target.shape, target.sharding, read_shard)
 
 
-def _check_tensors(folder: Path, tensors: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
-    stored = {name: tensors.shape(name) for name in tensors if name in expected or not _REDUNDANT.fullmatch(name)}
-    check_shapes(folder, stored, expected)
+def check_depth(folder: Path, config: T5Config, names: Iterable[str]) -> None:
+    """Refuses a config of more layers than the weights have, before as many are traced and listed.
+
+    Args:
+        folder: the checkpoint, for the error.
+        config: its config.
+        names: of its tensors, Hugging Face's or ours.
+    """
+    for stack, field in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+        layer = re.compile(rf"\b{stack}\b.*?(?:\bblock\b|/layers_)\D*(\d+)")
+        stored = {match[1] for name in names if (match := layer.search(name))}
+        if getattr(config, field) > len(stored):
+            raise ValueError(
+                f"{folder / 'config.json'}: {field} is {getattr(config, field)}; allowed: at most {len(stored)}, the "
+                f"{stack} layers of the weights"
+            )
+
+
+def _check_dtypes(where: Path, dtypes: Mapping[str, str]) -> None:
+    """Raises ValueError where a tensor has another dtype than `_STORED_DTYPES`."""
+    allowed = _STORED_DTYPES.values()
+    if wrong := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in allowed]:
+        more = f" and {len(wrong) - 1} more tensors are such" if len(wrong) > 1 else ""
+        raise ValueError(f"{where}: {wrong[0]}{more}; allowed: {', '.join(allowed)}")
 
 
 def check_shapes(
@@ -320,6 +379,11 @@ def check_shapes(
     Raises:
         ValueError: lists every tensor that is missing, superfluous or of another shape.
     """
+    if wrappers := _wrappers(stored, expected):
+        raise ValueError(
+            f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))} does; allowed: names "
+            f"as in {next(iter(expected))}, of a whole model that was unwrapped before it was saved"
+        )
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
     problems += [f"not of this model: {name} {shape}" for name, shape in stored.items() if name not in expected]
     problems += [
@@ -329,6 +393,17 @@ def check_shapes(
     ]
     if problems:
         raise ValueError(f"{folder}: the tensors do not fit {config}\n  " + "\n  ".join(problems))
+
+
+def _wrappers(stored: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """What stands between the parts of names that are right without it, such as "module" or "lora_A"."""
+    known = {part for name in expected for part in name.split(".")}
+    found: dict[str, None] = {}
+    for name in stored:
+        parts = name.split(".")
+        if ".".join(part for part in parts if part in known) in expected:
+            found |= dict.fromkeys(part for part in parts if part not in known)
+    return list(found)
 
 
 def hugging_face_tensors(config: T5Config, params: Params) -> dict[str, np.ndarray]:
@@ -437,12 +512,16 @@ def read_meta(folder: Path, config: T5Config) -> ExitClassifier:
     """Reads the exit classifier of a checkpoint folder.
 
     Raises:
-        ValueError: the file is damaged, or belongs to another model.
+        ValueError: the file is damaged, belongs to another model, or contains NaN or infinity.
     """
     file = _SafetensorsFile(folder / META_FILE)
     expected: dict[str, tuple[int, ...]] = {"weight": (config.d_model,), "bias": ()}
-    check_shapes(folder / META_FILE, file.shapes, expected)
-    return ExitClassifier(**{name: jnp.asarray(file.read(name)) for name in expected})
+    check_shapes(file.path, file.shapes, expected)
+    _check_dtypes(file.path, file.dtypes)
+    tensors = {name: jnp.asarray(file.read(name)) for name in expected}
+    if not_finite := [name for name, value in tensors.items() if not bool(jnp.isfinite(value).all())]:
+        raise ValueError(f"{file.path}: NaN or infinity in {', '.join(not_finite)}")
+    return ExitClassifier(**tensors)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,13 @@ from tqdm import tqdm
 
 from dvp_jax.t5.byte_pieces import use_byte_pieces
 from dvp_jax.t5.common_tokens import read_common_tokens, write_common_tokens
-from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.config import GENERATION_FILE, T5Config
+from dvp_jax.t5.files import check_fetched, read_json
 from dvp_jax.t5.hugging_face import (
     DTYPES,
     META_FILE,
     atomic_folder,
+    check_depth,
     check_shapes,
     parameter_shapes,
     parameter_targets,
@@ -46,7 +49,8 @@ from dvp_jax.t5.stacked import StackedKeysValues, stack_keys_values
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+_TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "*.spm", "special_tokens_map.json")
+"""What the files of a tokenizer are called, of any class."""
 FORMATS = ("huggingface", "orbax")
 PRECISIONS = ("default", "high", "highest")
 
@@ -65,6 +69,8 @@ class Model:
             takes "highest" for float32, and JAX's own setting for bfloat16, whose products are exact.
         common_tokens: ids, the commonest first, for `prune_rule="recent"`; None if the checkpoint has none
             (scripts/count_tokens.py writes them).
+        generation_config: fields of the checkpoint's generation_config.json, to be kept when it is saved. Its
+            token ids are in `config`.
 
     Raises:
         ValueError: unknown precision.
@@ -76,6 +82,7 @@ class Model:
     mesh: Mesh | None = None
     precision: str | None = None
     common_tokens: Int[np.ndarray, " some"] | None = None
+    generation_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -157,9 +164,11 @@ def load_model(
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
-        ValueError: unknown dtype or precision, a damaged file, common tokens of another vocabulary, tensors that
-            do not fit config.json (all are listed), NaN or infinite weights, another model type, a mesh that does
-            not fit the model.
+        ValueError: unknown dtype or precision, a damaged file, an impossible value in config.json or
+            generation_config.json, another model type, a quantized model, an adapter, a tokenizer that is not
+            whole or has more ids than the model, common tokens of another vocabulary, tensors that do not fit
+            config.json (all are listed), weights that are NaN or infinite in `dtype`, a mesh that does not fit
+            the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -169,16 +178,21 @@ def load_model(
     def progress_bar(items: Any) -> Any:
         return tqdm(list(items), desc="loading", unit="tensor", disable=not progress)
 
+    # Everything that is small is read, and refused, before the weights.
+    config = T5Config.from_folder(folder)
     if mesh is not None:
-        mesh = check_mesh(T5Config.from_file(folder / "config.json"), mesh)
-    if (folder / "params").is_dir():
-        config, params = _read_orbax(folder, dtype, mesh)
-    else:
-        config, params = read_checkpoint(folder, dtype, progress_bar, mesh)
-    if (folder / META_FILE).is_file():
-        params["meta"] = place(mesh, read_meta(folder, config))
+        mesh = check_mesh(config, mesh)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
     common = read_common_tokens(folder, config.vocab_size)
-    return Model(config, params, load_tokenizer(folder), mesh, precision, common)
+    meta = read_meta(folder, config) if (folder / META_FILE).is_file() else None
+    generation = read_json(folder / GENERATION_FILE) if (folder / GENERATION_FILE).is_file() else {}
+    if (folder / "params").is_dir():
+        config, params = _read_orbax(folder, config, dtype, mesh)
+    else:
+        config, params = read_checkpoint(folder, config, dtype, progress_bar, mesh)
+    if meta is not None:
+        params["meta"] = place(mesh, meta)
+    return Model(config, params, tokenizer, mesh, precision, common, generation)
 
 
 def shard_model(model: Model, mesh: Mesh | None) -> Model:
@@ -235,35 +249,78 @@ def save_model(folder: str | Path, model: Model, format: str = "huggingface") ->
             write_meta(partial, model.params["meta"])
         if model.common_tokens is not None:
             write_common_tokens(partial, model.common_tokens, model.config.vocab_size)
+        if model.generation_config:
+            generation = {**model.generation_config, **model.config.token_ids()}
+            (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a checkpoint folder, or None if it has none."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint folder, or None if it has none.
+
+    Args:
+        folder: of the checkpoint.
+        vocab_size: V, the number of ids that the model embeds; None for any number.
+
+    Raises:
+        ValueError: a file is missing or not whole, or the tokenizer has more than V ids.
+    """
+    files = {path.name: path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))}
+    if not files:
         return None
+    for name, path in files.items():
+        if path.suffix == ".json":
+            read_json(path)
+        elif "tokenizer.json" not in files:  # else nothing reads them
+            _check_vocabulary(path)
     from transformers import AutoTokenizer, T5Tokenizer
 
     # AutoTokenizer does not find spiece.model for UMT5, nor where tokenizer_config.json says MT5Tokenizer.
-    spiece_alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    spiece_alone = "spiece.model" in files and "tokenizer.json" not in files
     # transformers warns about every prompt that is longer than the 512 tokens of pretraining.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
     kind = T5Tokenizer if spiece_alone else AutoTokenizer
-    tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of any class: the tokenizers' own, and those of three libraries
+        raise ValueError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from None
+    # Without its vocabulary, transformers makes a tokenizer of the special tokens alone.
+    names = {*tokenizer.vocab_files_names.values(), "tokenizer.json", "tokenizer.model"}
+    if tokenizer.vocab_files_names and not names & files.keys():
+        raise ValueError(
+            f"{folder} has no vocabulary of its {type(tokenizer).__name__}; allowed: one of {', '.join(sorted(names))}"
+        )
+    count = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if vocab_size is not None and count > vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {count} ids; allowed: at most {vocab_size}, as the embedding")
     use_byte_pieces(tokenizer, folder)
     return tokenizer
 
 
-def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, Params]:
+def _check_vocabulary(path: Path) -> None:
+    """Raises ValueError where a vocabulary is not whole, as far as its format shows that."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    check_fetched(path)
+    if path.suffix in (".model", ".spm"):
+        proto = sentencepiece_model_pb2.ModelProto()
+        with contextlib.suppress(DecodeError):
+            proto.ParseFromString(path.read_bytes())
+        if not proto.HasField("normalizer_spec"):  # the last part of every file
+            raise ValueError(f"{path} is truncated or is not a SentencePiece model")
+
+
+def _read_orbax(folder: Path, config: T5Config, dtype: str, mesh: Mesh | None) -> tuple[T5Config, Params]:
     """Reads a folder that `save_model(..., format="orbax")` wrote. Raises ValueError as `load_model` does."""
-    config = T5Config.from_file(folder / "config.json")
     params_folder = (folder / "params").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = traverse_util.flatten_dict(checkpointer.metadata(params_folder).item_metadata.tree)
         except (ValueError, OSError, AttributeError) as error:
             raise ValueError(f"{params_folder} is not a complete Orbax checkpoint: {error}") from None
+        check_depth(folder, config, ["/".join(path) for path in stored])
         config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in stored)
         expected = parameter_shapes(config)
         check_shapes(
@@ -279,7 +336,7 @@ def _read_orbax(folder: Path, dtype: str, mesh: Mesh | None) -> tuple[T5Config, 
         for path, leaf in traverse_util.flatten_dict(params).items()
         if not bool(jnp.isfinite(leaf).all())
     ]:
-        raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}")
+        raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}, as {dtype}")
     return config, params
 
 
@@ -288,7 +345,7 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    small = ["*.json", "spiece.model"]
+    small = ["*.json", *_TOKENIZER_FILES, META_FILE]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[*small, "model*.safetensors"]))
         if not any(folder.glob("model*.safetensors")):

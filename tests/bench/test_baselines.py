@@ -35,7 +35,7 @@ def test_without_cuda_they_do_not_run_on_the_cpu_beside_a_gpu(library, monkeypat
 
 def test_eager_pytorch_generates_the_tokens_of_the_same_weights():
     peer, model = both("t5", 0, 4.0, 4.0, num_layers=4)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     ids = np.array([[3, 4, 5], [6, 7, 8]])
     eager = next(start_baselines("huggingface", model, ids, 4))
     tokens = peer.generate(torch.tensor(ids), max_new_tokens=4, min_new_tokens=4, do_sample=False, num_beams=1)

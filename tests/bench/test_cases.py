@@ -26,7 +26,7 @@ from tests.models import both
 )
 def test_exits_are_those_asked_for(method, depth):
     _, model = both("t5", 0, 4.0, 4.0)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     cfg = dvp_jax.DecodeConfig(method=method, max_new_tokens=12, prune_size=8)
     depths = forced_depths(depth, cfg.policy(4, 211), 12)
     assert depths.shape == (12,)
@@ -39,7 +39,7 @@ def test_exits_are_those_asked_for(method, depth):
 @pytest.mark.parametrize("method", ["calm", "dvp"])
 def test_exits_fall_on_the_depths_that_are_asked(method):
     _, model = both("t5", 0, 4.0, 4.0)  # of 4 layers
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     cfg = Case(method, 3, prune_size=8, exit_depths=2).config(4, 6)
     for depth, expected in ((2, {2}), (3, {4}), (4, {4}), (SPREAD, {2, 4})):
         depths = forced_depths(depth, cfg.policy(4, 211), 6)

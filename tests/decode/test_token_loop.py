@@ -87,7 +87,7 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
     for t, depth in enumerate(wanted):
         if depth < 4:
             thresholds[t, depth - 1] = -np.inf
-    unending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    unending = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     out = decode(unending, encode(unending, [[3, 4]], [[1, 1]]), CALM, thresholds)
     assert out.exit_layers.tolist() == [wanted]
     with pytest.raises(ValueError, match=r"thresholds has shape \(8, 3\); allowed: \(8, 4\)"):

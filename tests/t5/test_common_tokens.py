@@ -40,7 +40,7 @@ def test_the_table_is_saved_and_loaded_with_the_model(folder):
         ({"vocab_size": 211, "tokens": [1, 1]}, "other tokens than different ids from 0 to 210"),
         ({"vocab_size": 211, "tokens": []}, "other tokens than different ids from 0 to 210"),
         ({"vocab_size": 211}, "common_tokens.json is damaged"),
-        ([], "common_tokens.json is damaged"),
+        ([], "common_tokens.json holds a list; allowed: a JSON object"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(folder, content, message):

@@ -247,7 +247,7 @@ def test_an_index_that_names_a_missing_shard_is_refused(folder):
         ({"model_type": "bart"}, "model_type is 'bart'; allowed: t5, mt5, umt5"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; allowed: one of relu"),
         ({"num_heads": 0}, "num_heads is 0; allowed: an integer of at least 1"),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id is \[1, 2\]; allowed: one id"),
+        ({"eos_token_id": [1, 211]}, r"eos_token_id is \(1, 211\); allowed: ids from 0 to 210"),
     ],
 )
 def test_a_config_that_is_no_t5_is_refused(folder, fields, message):
