@@ -150,10 +150,7 @@ class T5Config:
         """
         if (adapter := folder / "adapter_config.json").is_file():
             base = read_json(adapter).get("base_model_name_or_path")
-            raise ValueError(
-                f"{folder} holds an adapter (LoRA) of {base}; allowed: a whole model, as peft's `merge_and_unload` "
-                "gives"
-            )
+            raise ValueError(f"{folder} holds an adapter (LoRA) of {base}; allowed: a whole model, merged by peft")
         path, generation = folder / "config.json", folder / GENERATION_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no config.json: not a Hugging Face checkpoint")

@@ -13,7 +13,9 @@ def check_fetched(path: Path) -> None:
     """Raises ValueError where a file is the pointer that git-lfs puts in its place until it is fetched."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
-            raise ValueError(f"{path} is a pointer of git-lfs; allowed: the file itself, which `git lfs pull` fetches")
+            raise ValueError(
+                f"{path} is a pointer of git-lfs; allowed: the file itself, which `git lfs pull` fetches"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -102,7 +102,10 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        for stem, ending, kind in (("model", "safetensors", _SafetensorsFile), ("pytorch_model", "bin", _PytorchFile)):
+        for stem, ending, kind in (
+            ("model", "safetensors", _SafetensorsFile),
+            ("pytorch_model", "bin", _PytorchFile),
+        ):
             single, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
             if single.is_file():
                 reader = kind(single)
@@ -347,11 +350,9 @@ def check_depth(folder: Path, config: T5Config, names: Iterable[str]) -> None:
     for stack, field in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
         layer = re.compile(rf"\b{stack}\b.*?(?:\bblock\b|/layers_)\D*(\d+)")
         stored = {match[1] for name in names if (match := layer.search(name))}
-        if getattr(config, field) > len(stored):
-            raise ValueError(
-                f"{folder / 'config.json'}: {field} is {getattr(config, field)}; allowed: at most {len(stored)}, the "
-                f"{stack} layers of the weights"
-            )
+        if (depth := getattr(config, field)) > len(stored):
+            allowed = f"at most {len(stored)}, the {stack} layers of the weights"
+            raise ValueError(f"{folder / 'config.json'}: {field} is {depth}; allowed: {allowed}")
 
 
 def _check_dtypes(where: Path, dtypes: Mapping[str, str]) -> None:
@@ -381,8 +382,8 @@ def check_shapes(
     """
     if wrappers := _wrappers(stored, expected):
         raise ValueError(
-            f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))} does; allowed: names "
-            f"as in {next(iter(expected))}, of a whole model that was unwrapped before it was saved"
+            f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))}; allowed: those of a "
+            "whole model, unwrapped and merged before it was saved"
         )
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
     problems += [f"not of this model: {name} {shape}" for name, shape in stored.items() if name not in expected]

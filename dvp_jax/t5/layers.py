@@ -279,7 +279,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d_model"]) -> Normed:
-        scale = self.param("scale", nn.initializers.constant(self.config.initializer_factor), (self.config.d_model,))
+        scale = self.param(
+            "scale", nn.initializers.constant(self.config.initializer_factor), (self.config.d_model,)
+        )
         return rms_norm(x, scale, self.config.layer_norm_epsilon)
 
 

@@ -269,7 +269,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTok
     files = {path.name: path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))}
     if not files:
         return None
-    for name, path in files.items():
+    for path in files.values():
         if path.suffix == ".json":
             read_json(path)
         elif "tokenizer.json" not in files:  # else nothing reads them
@@ -280,20 +280,22 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTok
     spiece_alone = "spiece.model" in files and "tokenizer.json" not in files
     # transformers warns about every prompt that is longer than the 512 tokens of pretraining.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    kind = T5Tokenizer if spiece_alone else AutoTokenizer
+    reader = T5Tokenizer if spiece_alone else AutoTokenizer
     try:
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any class: the tokenizers' own, and those of three libraries
-        raise ValueError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from None
+        what = f"{folder}: the tokenizer of {', '.join(files)} cannot be read"
+        raise ValueError(f"{what}: {' '.join(str(error).split())}") from None
     # Without its vocabulary, transformers makes a tokenizer of the special tokens alone.
-    names = {*tokenizer.vocab_files_names.values(), "tokenizer.json", "tokenizer.model"}
-    if tokenizer.vocab_files_names and not names & files.keys():
-        raise ValueError(
-            f"{folder} has no vocabulary of its {type(tokenizer).__name__}; allowed: one of {', '.join(sorted(names))}"
-        )
+    names = sorted({*tokenizer.vocab_files_names.values(), "tokenizer.json", "tokenizer.model"})
+    if tokenizer.vocab_files_names and files.keys().isdisjoint(names):
+        kind = type(tokenizer).__name__
+        raise ValueError(f"{folder} has no vocabulary of its {kind}; allowed: one of {', '.join(names)}")
     count = 1 + max(tokenizer.get_vocab().values(), default=-1)
     if vocab_size is not None and count > vocab_size:
-        raise ValueError(f"{folder}: the tokenizer has {count} ids; allowed: at most {vocab_size}, as the embedding")
+        raise ValueError(
+            f"{folder}: the tokenizer has {count} ids; allowed: at most {vocab_size}, as the embedding"
+        )
     use_byte_pieces(tokenizer, folder)
     return tokenizer
 

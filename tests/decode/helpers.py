@@ -65,8 +65,9 @@ def assert_same(one: Decoded, other: Decoded, rows: Any = slice(None)) -> None:
 class Letters:
     """A tokenizer of letters: a is 2, b is 3, and so on; 1 ends a text."""
 
-    def __call__(self, texts):
-        return {"input_ids": [[*(ord(letter) - ord("a") + 2 for letter in text), 1] for text in texts]}
+    def __call__(self, texts, truncation=False, max_length=0):
+        kept = slice(max_length - 1 if truncation else None)
+        return {"input_ids": [[*(ord(letter) - ord("a") + 2 for letter in text[kept]), 1] for text in texts]}
 
     def decode(self, tokens, skip_special_tokens):
         assert skip_special_tokens

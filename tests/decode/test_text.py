@@ -1,10 +1,11 @@
 """Buckets of lengths and batches, and prompts that become token ids."""
 
 import pytest
+import tokenizers
 import transformers
 
 import dvp_jax
-from dvp_jax.decode.text import batch_bucket, decode_tokens, source_bucket, token_pieces
+from dvp_jax.decode.text import batch_bucket, decode_tokens, source_bucket, token_pieces, token_rows
 from tests.decode.helpers import DVP, MODEL, lettered
 from tests.models import both
 
@@ -25,6 +26,22 @@ def test_long_prompts_are_truncated_with_a_warning_that_counts_them():
     with pytest.warns(UserWarning, match="2 of 3 prompts are longer than 5 tokens and were truncated"):
         texts = dvp_jax.generate_text(lettered(), ["abcdefgh", "ab", "hgfedcba"], DVP, max_source_length=5)
     assert texts[0].tokens == dvp_jax.generate_text(lettered(), ["abcd"], DVP)[0].tokens
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("template", ["$A", "$A </s>", "<s> $A </s>"])
+@pytest.mark.filterwarnings("ignore:1 of 2 prompts are longer")
+def test_texts_are_truncated_as_by_their_tokenizer(template, side):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"{i}": i for i in range(20)}, unk_token="0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = [("<s>", 20), ("</s>", 21)]
+    words.post_processor = tokenizers.processors.TemplateProcessing(single=template, special_tokens=special)
+    peer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, truncation_side=side)
+    texts = ["5 6 7", " ".join(map(str, range(19)))]
+    expected = peer(texts, truncation=True, max_length=8)["input_ids"]
+    assert list(map(len, expected)) == [3 + len(template.split()) - 1, 8]
+    assert token_rows(peer, texts, 8, "prompts") == expected
+    assert words.truncation is None, "it would be saved with the tokenizer"
 
 
 def test_prompts_that_are_none_are_refused():

@@ -4,21 +4,25 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dvp_jax
 from dvp_jax.decode.api import decode, encode
 from tests.decode.helpers import (
     CALM,
     DECAY,
     DVP,
     FULL,
+    LOSSLESS,
     MASS,
     MODEL,
     ORACLE,
     SHALLOW,
     STATE,
     assert_same,
+    padded,
     prompts,
     run,
 )
@@ -92,3 +96,22 @@ def test_forced_exits_follow_thresholds_by_token_and_depth():
     assert out.exit_layers.tolist() == [wanted]
     with pytest.raises(ValueError, match=r"thresholds has shape \(8, 3\); allowed: \(8, 4\)"):
         decode(unending, encode(unending, [[3, 4]], [[1, 1]]), CALM, thresholds[:, :3])
+
+
+@pytest.mark.parametrize("cfg", [FULL, LOSSLESS], ids=["full", "lossless"])
+def test_each_of_several_end_tokens_ends_a_text_as_in_hugging_face(cfg):
+    peer, model = both("t5", 0, 4.0, 4.0, num_layers=2, num_decoder_layers=2)
+    ids, mask = padded([[3, 4], [7, 8], [9, 2, 5]])
+
+    def generate(ends):
+        options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+        return peer.generate(torch.tensor(ids), attention_mask=torch.tensor(mask), **options)[:, 1:].tolist()
+
+    free = generate(None)
+    ends = (free[0][2], free[1][4])  # tokens that the texts have
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=ends))
+    out = dvp_jax.generate(model, ids, mask, cfg)
+    expected = generate(list(ends))
+    assert len({row.index(0) if 0 in row else 8 for row in expected}) > 1, "texts of one length test little"
+    assert out.tokens[:, : len(expected[0])].tolist() == expected
+    assert not out.tokens[:, len(expected[0]) :].any()

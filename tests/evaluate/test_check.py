@@ -175,3 +175,14 @@ def test_check_model_finds_a_full_decode_that_is_not_greedy(check_with):
     ((name, (difference,)),) = [item for item in differing.items() if "alone" not in item[0]]
     assert "teacher-forced" in name
     assert "row 0, position 2" in difference and "token 599 against 23" in difference
+
+
+def test_a_decoder_of_one_layer_is_checked_as_far_as_it_goes(monkeypatch):
+    model = dataclasses.replace(CONFIG_OF_2_LAYERS, num_decoder_layers=1)
+    monkeypatch.setitem(EXITS, 30, [1] * 5)
+    made_up = MadeUp(lambda *_: False, [])
+    monkeypatch.setattr(dvp_jax.evaluate.check, "generate", made_up.generate)
+    monkeypatch.setattr(dvp_jax.evaluate.check, "teacher_forced_logits", made_up.teacher_forced_logits)
+    checks = dvp_jax.evaluate.check.check_model(dvp_jax.Model(model, {}), SOURCES, MASK, CHECKED)
+    assert {cfg.method for _, cfg in made_up.calls} == {"full", "static"}
+    assert len(checks) == 4 and not any(check.differences for check in checks)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import dvp_jax
+from dvp_jax.t5.config import SHAPES, T5Config
+from dvp_jax.t5.exit_classifier import ExitClassifier
+from tests.launching import make_checkpoint
 from tests.models import VARIANTS, random_model, save, state_dict
 
 
@@ -246,14 +250,359 @@ def test_an_index_that_names_a_missing_shard_is_refused(folder):
     [
         ({"model_type": "bart"}, "model_type is 'bart'; allowed: t5, mt5, umt5"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; allowed: one of relu"),
+        ({"feed_forward_proj": 1}, "feed_forward_proj is 1; allowed: one of relu"),
         ({"num_heads": 0}, "num_heads is 0; allowed: an integer of at least 1"),
-        ({"eos_token_id": [1, 211]}, r"eos_token_id is \(1, 211\); allowed: ids from 0 to 210"),
+        ({"d_model": 32.0}, "d_model is 32.0; allowed: an integer of at least 1"),
+        ({"d_model": None}, "missing d_model"),
+        ({"relative_attention_num_buckets": 2}, "num_buckets is 2; allowed: an integer of at least 4"),
+        ({"relative_attention_max_distance": 16}, "max_distance is 16; allowed: an integer of at least 17"),
+        ({"layer_norm_epsilon": "1e-6"}, "layer_norm_epsilon is '1e-6'; allowed: a number from 0 to 1"),
+        ({"dropout_rate": 1.5}, "dropout_rate is 1.5; allowed: a number from 0 to 1"),
+        ({"initializer_factor": float("nan")}, "initializer_factor is nan; allowed: a number from 0 to 1000"),
+        ({"scale_decoder_outputs": "no"}, "scale_decoder_outputs is 'no'; allowed: true, false"),
+        ({"eos_token_id": [1, 211]}, "eos_token_id is (1, 211); allowed: ids from 0 to 210"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; allowed: ids from 0 to 210"),
+        ({"decoder_start_token_id": 500}, "decoder_start_token_id is 500; allowed: ids from 0 to 210"),
+        ({"decoder_start_token_id": -1}, "decoder_start_token_id is -1; allowed: ids from 0 to 210"),
+        ({"decoder_start_token_id": True}, "decoder_start_token_id is True; allowed: ids from 0 to 210"),
+        ({"pad_token_id": "<pad>"}, "pad_token_id is '<pad>'; allowed: ids from 0 to 210"),
+        (
+            {"quantization_config": {"load_in_8bit": True}},
+            "quantization_config is {'load_in_8bit': True}; allowed: a",
+        ),
+        ({"num_layers": 1000}, "num_layers is 1000; allowed: at most 2, the encoder layers of the weights"),
+        ({"num_decoder_layers": 1000}, "num_decoder_layers is 1000; allowed: at most 4, the decoder layers of"),
     ],
 )
-def test_a_config_that_is_no_t5_is_refused(folder, fields, message):
+def test_a_config_with_an_impossible_value_is_refused_by_file_and_field(folder, fields, message):
     set_config(folder, **fields)
+    with pytest.raises(ValueError) as error:
+        dvp_jax.load_model(folder)
+    assert f"{folder / 'config.json'}: " in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_orbax_checkpoint_has_as_many_layers_as_its_config(folder, tmp_path):
+    dvp_jax.save_model(tmp_path / "orbax", dvp_jax.load_model(folder), format="orbax")
+    set_config(tmp_path / "orbax", num_decoder_layers=1000)
+    with pytest.raises(ValueError, match="num_decoder_layers is 1000; allowed: at most 4, the decoder layers"):
+        dvp_jax.load_model(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+def test_what_a_config_does_not_say_is_as_in_transformers(model_type):
+    config_class = {"t5": "T5Config", "mt5": "MT5Config", "umt5": "UMT5Config"}[model_type]
+    defaults = getattr(transformers, config_class)()
+    sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")  # which must be said
+    config = T5Config.from_hugging_face(
+        {"model_type": model_type} | {name: getattr(defaults, name) for name in sizes}
+    )
+    for name in set(vars(config)) - {"vocab_padding", "decoder_start_token_id", "scale_decoder_outputs"}:
+        assert getattr(config, name) == getattr(defaults, name), name
+    if model_type == "t5":
+        assert config == T5Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "d_model", "d_ff", "d_kv", "num_heads", "num_layers", "millions"),
+    [  # config.json of the published checkpoints, and their sizes
+        ("t5-small", 512, 2048, 64, 8, 6, 60.5),
+        ("t5-base", 768, 3072, 64, 12, 12, 222.9),
+        ("t5-large", 1024, 4096, 64, 16, 24, 737.7),
+        ("t5-3b", 1024, 16384, 128, 32, 24, 2851.6),
+        ("t5-11b", 1024, 65536, 128, 128, 24, 11307.3),
+        ("flan-t5-xxl", 4096, 10240, 64, 64, 24, 11135.3),
+    ],
+)
+def test_named_shapes_are_the_published_ones(name, d_model, d_ff, d_kv, num_heads, num_layers, millions):
+    is_flan = name.startswith("flan")
+    expected = {"d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": num_heads, "vocab_size": 32128}
+    expected |= {"num_layers": num_layers, "num_decoder_layers": num_layers, "model_type": "t5"}
+    expected |= {"feed_forward_proj": "gated-gelu" if is_flan else "relu"}
+    expected |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), not is_flan)
+    config = vars(SHAPES[name])
+    assert {field: config[field] for field in expected} == expected
+    with torch.device("meta"):  # transformers counts the weights of that shape; it ties what Flan-T5 does not
+        peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**SHAPES[name].to_hugging_face()))
+    own_unembedding = 32128 * d_model if is_flan else 0
+    assert round((peer.num_parameters() + own_unembedding) / 1e6, 1) == millions
+
+
+IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "formats"),
+    [
+        ({"decoder_start_token_id": 5, "eos_token_id": [7, 30], "pad_token_id": 3}, None, ["huggingface"]),
+        ({"decoder_start_token_id": None, "bos_token_id": 9, "eos_token_id": None}, None, ["huggingface"]),
+        ({}, {"decoder_start_token_id": 5, "eos_token_id": [7, 30], "pad_token_id": 3}, ["huggingface"]),
+        ({}, {"decoder_start_token_id": 5, "pad_token_id": 0, "num_beams": 4}, ["orbax", "huggingface"]),
+        ({"eos_token_id": 9}, {"bos_token_id": 5, "pad_token_id": 0}, ["huggingface"]),
+    ],
+)
+def test_token_ids_are_those_that_transformers_generates_with_and_are_kept(
+    folder, tmp_path, config, generation, formats
+):
+    set_config(folder, **config)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    model = dvp_jax.load_model(folder)
+    for step in formats:
+        dvp_jax.save_model(tmp_path / step, model, format=step)
+        model = dvp_jax.load_model(tmp_path / step)
+    read = [transformers.T5ForConditionalGeneration.from_pretrained(x) for x in (folder, tmp_path / "huggingface")]
+    before, after = (peer.generation_config.to_dict() for peer in read)
+    expected = [before[name] for name in IDS]
+    expected[0] = before["bos_token_id"] if expected[0] is None else expected[0]  # as `generate` takes it
+    assert [after[name] for name in IDS] == list(model.config.token_ids().values()) == expected
+    assert after["num_beams"] == before["num_beams"]
+
+
+@pytest.mark.parametrize(("ids", "value"), [({"eos_token_id": 211}, 211), ({"decoder_start_token_id": -1}, -1)])
+def test_impossible_ids_of_generation_config_are_refused(folder, ids, value):
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0, **ids}))
+    message = rf"generation_config\.json: {next(iter(ids))} is {value}; allowed: ids from 0 to 210"
     with pytest.raises(ValueError, match=message):
         dvp_jax.load_model(folder)
+
+
+def test_a_pad_token_without_an_embedding_is_allowed_for_it_is_never_read(folder):
+    set_config(folder, pad_token_id=211)
+    assert 0 <= dvp_jax.load_model(folder).config.pad_token_id < 211
+
+
+NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+
+
+@pytest.mark.parametrize("stored", ["-a--", "--a-", "---a", "--ab", "-a-b", "aa-b", "aaaa", "-aa-"])
+def test_the_embedding_is_found_under_each_of_its_names_as_by_hugging_face(folder, stored):
+    def rename(tensors):
+        values = {"a": tensors.pop("shared.weight")}
+        values["b"] = 2 * values["a"]
+        tensors.update({name: values[x].clone() for name, x in zip(NAMES, stored, strict=True) if x != "-"})
+
+    rewrite(folder, rename)
+    model = dvp_jax.load_model(folder)
+    peer = transformers.T5ForConditionalGeneration.from_pretrained(folder)
+    np.testing.assert_array_equal(model.params["shared"], peer.encoder.embed_tokens.weight.detach())
+    unembedding = model.params["shared" if model.config.tie_word_embeddings else "lm_head"]
+    np.testing.assert_array_equal(unembedding, peer.lm_head.weight.detach())
+    assert model.config.tie_word_embeddings == ("b" not in stored)
+
+
+@pytest.mark.parametrize("name", NAMES[1:3])
+def test_an_embedding_of_one_stack_that_differs_is_refused(folder, name):
+    rewrite(folder, lambda tensors: tensors.update({name: tensors["shared.weight"] * 2}))
+    with pytest.raises(ValueError, match=f"{name} differs from shared.weight; allowed: one embedding"):
+        dvp_jax.load_model(folder)
+
+
+def write_bin(folder, content):
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
+def test_weights_of_another_dtype_are_refused(folder, dtype, ending):
+    def cast(tensors):
+        for name in ("shared.weight", "decoder.final_layer_norm.weight"):
+            tensors[name] = tensors[name].to(dtype)
+
+    rewrite(folder, cast)
+    if ending == "bin":
+        write_bin(folder, load_file(folder / "model.safetensors"))
+    message = r"weight is \w+ and 1 more tensors are such; allowed: float64, float32, float16, bfloat16"
+    with pytest.raises(ValueError, match=message):
+        dvp_jax.load_model(folder)
+
+
+def test_parameters_in_a_pytorch_file_load(folder):
+    expected = dvp_jax.load_model(folder)
+    write_bin(folder, {n: torch.nn.Parameter(x) for n, x in load_file(folder / "model.safetensors").items()})
+    assert_same_params(dvp_jax.load_model(folder).params, expected.params)
+
+
+def whole_model(folder):
+    write_bin(folder, random_model("t5"))
+
+
+def lora(folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "google-t5/t5-small"}))
+
+
+def wrapped(change):
+    def rename(folder):
+        tensors = {change(name): x for name, x in load_file(folder / "model.safetensors").items()}
+        save_file(tensors, folder / "model.safetensors")
+
+    return rename
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (whole_model, "pytorch_model.bin holds "),
+        (lora, "holds an adapter (LoRA) of google-t5/t5-small; allowed: a whole model"),
+        (wrapped(lambda name: f"module.{name}"), "names of tensors contain module, as module."),
+        (wrapped(lambda name: f"_orig_mod.{name}"), "names of tensors contain _orig_mod, as _orig_mod."),
+        (wrapped(lambda name: name.replace(".block", "._orig_mod.block")), "contain _orig_mod, as "),
+        (wrapped(lambda name: f"base_model.model.{name[:-7]}.lora_A.weight"), "contain base_model, model, lora_A"),
+    ],
+)
+def test_other_things_than_a_models_weights_are_said_in_one_line(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(ValueError) as error:
+        dvp_jax.load_model(folder)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def write_shards(folder, weight_map, **shards):
+    for name, tensors in shards.items():
+        save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_the_index_decides_where_a_tensor_in_two_shards_is_read(folder):
+    expected = dvp_jax.load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    other = {"shared.weight": tensors["shared.weight"] * 2}
+    write_shards(folder, dict.fromkeys(tensors, "a.safetensors"), a=tensors, b=other)
+    assert_same_params(dvp_jax.load_model(folder).params, expected.params)
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = dvp_jax.load_model(folder)
+    np.testing.assert_array_equal(model.params["shared"], other["shared.weight"])
+    index["weight_map"]["lm_head.weight"] = "b.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"names lm_head\.weight in b\.safetensors, which does not have it"):
+        dvp_jax.load_model(folder)
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, tmp_path / "outside.safetensors")
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        shutil.copy(tmp_path / "outside.safetensors", folder / "model.safetensors")
+        write_shards(folder, dict.fromkeys(tensors, name))
+        with pytest.raises(ValueError, match=f"names {name}; allowed: files in the folder"):
+            dvp_jax.load_model(folder)
+
+
+def test_weights_that_overflow_bfloat16_are_refused_by_tensor(folder):
+    def grow(tensors):
+        tensors["decoder.final_layer_norm.weight"][3] = torch.finfo(torch.float32).max
+
+    rewrite(folder, grow)
+    dvp_jax.load_model(folder)
+    with pytest.raises(ValueError, match=r"NaN or infinity in decoder\.final_layer_norm\.weight, as bfloat16"):
+        dvp_jax.load_model(folder, "bfloat16")
+
+
+def test_an_exit_classifier_with_nan_is_refused(folder, tmp_path):
+    model = dvp_jax.load_model(folder)
+    model.params["meta"] = ExitClassifier(np.full(32, np.nan, np.float32), np.float32(0.0))
+    dvp_jax.save_model(tmp_path / "meta", model)
+    with pytest.raises(ValueError, match=r"meta_classifier\.safetensors: NaN or infinity in weight"):
+        dvp_jax.load_model(tmp_path / "meta")
+
+
+T5_TOKENIZER = '{"tokenizer_class": "T5Tokenizer"}'
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2422095\n"
+SENTENCEPIECE = b"\n\x0e\n\x05<pad>\x15\x00\x00\x00\x00\x18\x03"  # one piece, and nothing after it
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer.json": None}, "the tokenizer of tokenizer_config.json cannot be read: "),
+        ({"tokenizer.json": None, "tokenizer_config.json": T5_TOKENIZER}, "has no vocabulary of its T5Tokenizer"),
+        ({"tokenizer.json": POINTER}, "tokenizer.json is a pointer of git-lfs; allowed: the file itself"),
+        (
+            {"tokenizer.json": '{"version": "1.0", "model": {"voc'},
+            "tokenizer.json is not JSON: Unterminated string",
+        ),
+        ({"tokenizer_config.json": POINTER}, "tokenizer_config.json is a pointer of git-lfs"),
+        ({"tokenizer.json": None, "spiece.model": POINTER.encode()}, "spiece.model is a pointer of git-lfs"),
+        (
+            {"tokenizer.json": None, "spiece.model": SENTENCEPIECE},
+            "spiece.model is truncated or is not a Sentence",
+        ),
+        ({"tokenizer.json": None, "spiece.model": SENTENCEPIECE[:9]}, "spiece.model is truncated or is not a Sen"),
+        (
+            {"tokenizer.json": '{"version": "1.0"}'},
+            "the tokenizer of tokenizer.json, tokenizer_config.json cannot be",
+        ),
+        ({"generation_config.json": POINTER}, "generation_config.json is a pointer of git-lfs"),
+        ({"config.json": POINTER}, "config.json is a pointer of git-lfs"),
+    ],
+)
+def test_small_files_that_are_not_whole_are_named_before_the_weights_are_read(
+    checkpoint, tmp_path, files, message
+):
+    shutil.copytree(checkpoint.folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_text(POINTER)
+    for name, content in files.items():
+        if content is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as error:
+        dvp_jax.load_model(tmp_path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_that_are_a_pointer_are_named(folder):
+    (folder / "model.safetensors").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"model\.safetensors is a pointer of git-lfs"):
+        dvp_jax.load_model(folder)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_refused(tmp_path):
+    folder = make_checkpoint(tmp_path).folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="the tokenizer has 602 ids; allowed: at most 600, as the embedding"):
+        dvp_jax.load_model(folder)
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}))
+    set_config(folder, vocab_size=259)
+    rewrite(folder, lambda tensors: tensors.update({"shared.weight": torch.zeros(259, 32)}))
+    assert dvp_jax.load_model(folder).tokenizer("é")["input_ids"] == [198, 172, 1]  # UTF-8, plus 3 special ids
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
+        "sentencepiece.bpe.model",
+        "spm.model",
+        "added_tokens.json",
+        "generation_config.json",
+        "meta_classifier.safetensors",
+    ],
+)
+def test_the_hub_gives_whatever_files_a_tokenizer_has(folder, name, monkeypatch):
+    import huggingface_hub
+
+    fetched = set()
+
+    def snapshot_download(repository, allow_patterns):
+        offered = [name, "config.json", "model.safetensors", "tf_model.h5", "README.md"]
+        fetched.update(huggingface_hub.utils.filter_repo_objects(offered, allow_patterns=allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    dvp_jax.load_model("somebody/some-t5")
+    assert fetched == {name, "config.json", "model.safetensors"}
 
 
 def test_an_unknown_dtype_is_refused(folder):

@@ -1,13 +1,19 @@
 """Random parameters: where they lie, and how they are drawn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import traverse_util
 
 from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.hugging_face import hugging_face_tensors
 from dvp_jax.t5.model import T5, init_params
+from tests.models import state_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -29,29 +35,21 @@ def test_random_parameters_are_those_of_the_modules_own_init(variant):
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_random_parameters_spread_as_t5_prescribes():
-    config = T5Config(**SHAPE, num_layers=1, tie_word_embeddings=False)
-    params = flat(init_params(config, jax.random.key(0)))
-    # The initialisation of Mesh TensorFlow's T5, as `_init_weights` of Hugging Face's modeling_t5.py has it.
-    spread = {
-        "shared": 1.0,
-        "lm_head": 1.0,
-        "query": (48 * 12) ** -0.5,
-        "key": 48**-0.5,
-        "value": 48**-0.5,
-        "output": 36**-0.5,
-        "relative_bias": 48**-0.5,
-        "wi": 48**-0.5,
-        "wo": 96**-0.5,
-    }
+@pytest.mark.parametrize("variant", [{}, {"feed_forward_proj": "gated-gelu"}])
+def test_random_parameters_spread_as_those_of_transformers(variant):
+    config = T5Config(**SHAPE, num_layers=1, initializer_factor=0.5, **variant)
+    torch.manual_seed(0)
+    peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**config.to_hugging_face()))
+    expected = {name: value.numpy() for name, value in state_dict(peer).items()}
+    params = hugging_face_tensors(config, init_params(config, jax.random.key(0)))
+    assert params.keys() == expected.keys()
     for name, value in params.items():
-        kind = name.rsplit("/", 1)[-1]
-        if kind == "scale":
-            np.testing.assert_array_equal(value, 1.0)
-        else:
-            # Five standard errors of the estimate, 1 / sqrt(2 n).
-            assert np.std(value) == pytest.approx(spread[kind], rel=5 * (2 * value.size) ** -0.5), name
-            assert abs(np.mean(value)) < 5 * spread[kind] * value.size**-0.5, name
+        spread = float(np.std(expected[name]))
+        # Five standard errors of the difference of two estimates, 1 / sqrt(2 n) each.
+        assert np.std(value) == pytest.approx(spread, rel=5 * value.size**-0.5), name
+        assert np.mean(value) == pytest.approx(np.mean(expected[name]), abs=8 * spread * value.size**-0.5), name
+    untied = flat(init_params(dataclasses.replace(config, tie_word_embeddings=False), jax.random.key(0)))
+    assert np.std(untied["lm_head"]) == pytest.approx(0.5, rel=0.02)
 
 
 def test_random_parameters_have_the_dtype_that_is_asked_for():
