@@ -70,7 +70,7 @@ class T5Config:
                 raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {least[name]}")
         for name, most in (("layer_norm_epsilon", 1), ("dropout_rate", 1), ("initializer_factor", 1000)):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= most:
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
                 raise ValueError(f"{name} is {value!r}; allowed: a number from 0 to {most}")
         for name in ("tie_word_embeddings", "scale_decoder_outputs"):
             if not isinstance(getattr(self, name), bool):
@@ -189,7 +189,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _token_ids(fields: Mapping[str, Any], vocab_size: int, eos: int | None) -> dict[str, Any]:
+def _token_ids(fields: Mapping[str, Any], vocab_size: int, eos: Any) -> dict[str, Any]:
     """The token ids that `generate` of transformers takes from config.json or generation_config.json.
 
     Args:
@@ -197,8 +197,8 @@ def _token_ids(fields: Mapping[str, Any], vocab_size: int, eos: int | None) -> d
         vocab_size: V.
         eos: the end token where the file names none; None for texts that end at `max_new_tokens` only.
     """
-    eos, pad = fields.get("eos_token_id", eos), fields.get("pad_token_id")
-    start = fields.get("decoder_start_token_id")
+    eos, start = fields.get("eos_token_id", eos), fields.get("decoder_start_token_id")
+    pad: Any = fields.get("pad_token_id")
     if _is_integer(pad) and not 0 <= pad < vocab_size:
         pad = 0  # padding is masked, so that the row that embeds it does not matter, but there must be one
     ids = {
@@ -209,7 +209,7 @@ def _token_ids(fields: Mapping[str, Any], vocab_size: int, eos: int | None) -> d
     return {name: value for name, value in ids.items() if value is not None} | {"eos_token_id": eos}
 
 
-def _scales_outputs(model_type: str, fields: dict[str, Any]) -> bool:
+def _scales_outputs(model_type: str, fields: Mapping[str, Any]) -> bool:
     """Whether a model scales its decoder's output, if its config.json has no `scale_decoder_outputs`.
 
     T5 1.0 and tied UMT5 do. T5 1.1 does not; its config.json says `"tie_word_embeddings": false`. mT5 never does,

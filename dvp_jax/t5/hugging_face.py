@@ -382,8 +382,8 @@ def check_shapes(
     """
     if wrappers := _wrappers(stored, expected):
         raise ValueError(
-            f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))}; allowed: those of a "
-            "whole model, unwrapped and merged before it was saved"
+            f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))}; "
+            "allowed: those of a whole model, unwrapped and merged before it was saved"
         )
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
     problems += [f"not of this model: {name} {shape}" for name, shape in stored.items() if name not in expected]

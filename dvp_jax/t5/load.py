@@ -307,7 +307,7 @@ def _check_vocabulary(path: Path) -> None:
 
     check_fetched(path)
     if path.suffix in (".model", ".spm"):
-        proto = sentencepiece_model_pb2.ModelProto()
+        proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         with contextlib.suppress(DecodeError):
             proto.ParseFromString(path.read_bytes())
         if not proto.HasField("normalizer_spec"):  # the last part of every file

@@ -120,3 +120,13 @@ def test_exit_depths_are_read_from_text(text, depths):
 def test_text_that_names_no_depths_is_refused(text):
     with pytest.raises(ValueError, match=f"^exit_depths is {re.escape(repr(text))}; allowed: n for every n-th"):
         parse_exit_depths(text)
+
+
+@pytest.mark.parametrize("method", ["calm", "dvp", "lossless", "shallow_deep", "oracle"])
+def test_a_method_that_exits_early_needs_two_layers(method):
+    cfg = dvp_jax.DecodeConfig(method=method, min_exit_layer=1, prune_layer=1)
+    with pytest.raises(
+        ValueError, match="num_decoder_layers is 1; allowed with a method that exits early: at least 2"
+    ):
+        cfg.policy(1, 211)
+    assert dvp_jax.DecodeConfig(method="full").policy(1, 211).last_depth == 1
