@@ -17,6 +17,7 @@ from dvp_jax.t5.files import read_json
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 _SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+_LARGEST = 2**31 - 1  # of JAX's indices
 _TOKEN_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 GENERATION_FILE = "generation_config.json"
 """Of a Hugging Face folder: what `generate` of transformers takes instead of config.json's token ids."""
@@ -59,15 +60,10 @@ class T5Config:
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"model_type is {self.model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
-        least = dict.fromkeys(_SIZES, 1) | {
-            "vocab_padding": 0,
-            "relative_attention_num_buckets": 4,  # two of each direction
-            "relative_attention_max_distance": self.relative_attention_num_buckets // 2 + 1,
-        }
-        for name in least:
-            value = getattr(self, name)
-            if not _is_integer(value) or value < least[name]:
-                raise ValueError(f"{name} is {value!r}; allowed: an integer of at least {least[name]}")
+        self._check_integers(1, *_SIZES)
+        self._check_integers(0, "vocab_padding")
+        self._check_integers(4, "relative_attention_num_buckets")  # two of each direction
+        self._check_integers(self.relative_attention_num_buckets // 2 + 1, "relative_attention_max_distance")
         for name, most in (("layer_norm_epsilon", 1), ("dropout_rate", 1), ("initializer_factor", 1000)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
@@ -85,6 +81,12 @@ class T5Config:
                 f"feed_forward_proj is {self.feed_forward_proj!r}; allowed: one of {', '.join(ACTIVATIONS)}, "
                 "or 'gated-' and one of them"
             )
+
+    def _check_integers(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not _is_integer(value) or not least <= value <= _LARGEST:
+                raise ValueError(f"{name} is {value!r}; allowed: an integer from {least} to {_LARGEST}")
 
     @property
     def gated(self) -> bool:

@@ -487,7 +487,7 @@ def test_a_new_model_has_its_shape_and_its_seed():
     ("fields", "message"),
     [
         ({"d_modell": 32}, r"^shape: .*d_modell"),
-        ({"d_model": 0}, "^d_model is 0; allowed: an integer of at least 1"),
+        ({"d_model": 0}, "^d_model is 0; allowed: an integer from 1 to 2147483647"),
         ({"vocab_size": 39}, "^vocab_size is 39; allowed: at least the tokenizer's, 40"),
     ],
 )
