@@ -266,7 +266,8 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTok
     Raises:
         ValueError: a file is missing or not whole, or the tokenizer has more than V ids.
     """
-    files = {path.name: path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))}
+    found = (path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern)))
+    files = {path.name: path for path in found if path.is_file()}
     if not files:
         return None
     for path in files.values():
