@@ -42,7 +42,7 @@ def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Call
             flags.DEFINE_string(field.name, default, text)
 
     def config() -> DecodeConfig:
-        values = {field.name: flags.FLAGS[field.name].value for field in fields}
+        values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
         values["exit_depths"] = parse_exit_depths(values["exit_depths"])
         if (thresholds := values["thresholds_per_depth"]) is not None:
             try:

@@ -1,11 +1,11 @@
-"""Are the texts of `lossless` those of `full`? Counts the texts that differ, and how near a tie each one begins with.
+"""Are the texts of `lossless` those of `full`? Counts the texts that differ, and shows the tie each begins with.
 
-    python -m scripts.near_ties --model=CHECKPOINT --text=test_2016_flickr.en --prefix="translate English to German: " \
-        --dtype=bfloat16
+    python -m scripts.near_ties --model=CHECKPOINT --text=test_2016_flickr.en --dtype=bfloat16 \
+        --prefix="translate English to German: "
 
-A device may round the products of several rows otherwise than those of one. Two tokens that are nearly as likely can
-then change places. Where two texts differ first, this prints the gap between the logits of the two tokens, with
-the same weights in float32, and the share of all tokens of `full` whose best two are as near.
+A device may round the products of several rows otherwise than those of one. Two tokens that are nearly as likely
+can then change places. Where two texts differ first, this prints the gap between the logits of the two tokens,
+with the same weights in float32, and the share of all tokens of `full` whose best two are as near.
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ def main() -> None:
         place = next(i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
         gap = abs(float(logits[number][place, ours[place]] - logits[number][place, theirs[place]]))
         pieces = model.tokenizer.convert_ids_to_tokens([theirs[place], ours[place]])
-        rows.append([str(number + 1), str(place + 1), *pieces, f"{gap:.4f}", f"{100 * (gaps <= gap).mean():.2f} %"])
+        share = f"{100 * (gaps <= gap).mean():.2f} %"
+        rows.append([str(number + 1), str(place + 1), *pieces, f"{gap:.4f}", share])
     head = ["line", "token", "full", "lossless", "gap", "tokens as near"]
     if rows:
         print(Table(head, rows).markdown() + "\n")
-    print(f"{len(rows)} of {len(full)} texts differ; the median gap of all {len(gaps)} tokens is {np.median(gaps):.2f}")
+    median = f"the median gap of all {len(gaps)} tokens is {np.median(gaps):.2f}"
+    print(f"{len(rows)} of {len(full)} texts differ; {median}")
 
 
 if __name__ == "__main__":
