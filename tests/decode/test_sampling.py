@@ -25,7 +25,7 @@ def draw(cfg, count=2048):
     """The first two tokens of many requests with the same source."""
     cfg = dataclasses.replace(cfg, max_new_tokens=2)
     model = both(*MODEL)[1]
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=-1))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     return dvp_jax.generate(model, *padded([SOURCE] * count), cfg).tokens
 
 
