@@ -56,7 +56,7 @@ class Row(NamedTuple):
     def id(self) -> str:
         """Returns the text or the integer of the column "id". Raises as `text`."""
         cell = self.cell("id")
-        return check_text(f"{self.where}: id", str(cell) if isinstance(cell, int) else cell)
+        return check_text(f"{self.where}: id", str(cell) if isinstance(cell, int) else cell, may_be_blank=True)
 
 
 def check_text(name: str, value: Any, *, may_be_blank: bool = False) -> str:
@@ -142,20 +142,22 @@ def read_rows(
     if path is None:
         in_folder = [Path(str(dataset), split + ending) for ending in ENDINGS]
         path = next((str(file) for file in in_folder if file.is_file()), None) if subset is None else None
-    rows = _hub_rows(str(dataset), split, subset) if path is None else list(_file_rows(Path(path), columns))
+    rows = _hub_rows(str(dataset), split, subset) if path is None else list(_file_rows(path, columns))
     if not rows:
         raise ValueError(f"{path or dataset} holds no rows")
     return rows
 
 
-def _file_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    if path.suffix not in ENDINGS:
-        raise ValueError(f"path is {str(path)!r}; allowed endings: {', '.join(ENDINGS)}")
-    if path.suffix == ".csv":
+def _file_rows(name: str, columns: Sequence[str]) -> Iterator[Row]:
+    path = Path(name)
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"path is {name!r}; allowed endings: {', '.join(ENDINGS)}")
+    if ending == ".csv":
         return _table_rows(path, _csv_fields(path), columns)
-    if path.suffix == ".tsv":
+    if ending == ".tsv":
         return _table_rows(path, enumerate((line.split("\t") for line in read_lines(path)), start=1), columns)
-    return _json_rows(path)
+    return _json_rows(path, may_be_list=ending == ".json")
 
 
 def _table_rows(path: Path, lines: Iterator[tuple[int, list[str]]], columns: Sequence[str]) -> Iterator[Row]:
@@ -191,9 +193,9 @@ def _csv_fields(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path}, line {line}: not CSV: {str(error).partition(' - ')[0]}") from None
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, *, may_be_list: bool) -> Iterator[Row]:
     text = read_text(path)
-    if path.suffix == ".json" and text.lstrip().startswith("["):
+    if may_be_list and text.lstrip().startswith("["):
         values = ((f"row {index}", value) for index, value in enumerate(_parse_json(text, str(path)), start=1))
     else:
         lines = ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip(" \t\r"))
@@ -208,10 +210,10 @@ def _parse_json(text: str, path: str, line: int | None = None) -> Any:
     """Parses a file, or one line of it."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {line or error.lineno}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}{f', line {line}' if line else ''}: not JSON: {error}") from None
+        what, place = (error.msg, error.lineno) if isinstance(error, json.JSONDecodeError) else (error, None)
+        where = f"{path}, line {line or place}" if line or place else path
+        raise ValueError(f"{where}: not JSON: {what}{'; allowed: an object a line' if line else ''}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def _hub_rows(dataset: str, split: str, subset: str | None) -> list[Row]:
             rows = list(datasets.load_dataset(dataset, subset, split=split, **options))
         except OSError as error:
             raise FileNotFoundError(f"data set {dataset} cannot be loaded: {_one_line(error)}") from None
-        except (datasets.exceptions.DatasetsError, ValueError) as error:
+        except Exception as error:  # of many classes: its own, pyarrow's, those of whatever a file holds
             raise ValueError(f"data set {dataset} cannot be read: {_one_line(error.__cause__ or error)}") from None
     return [Row(f"data set {dataset}, row {index}", row) for index, row in enumerate(rows, start=1)]
 

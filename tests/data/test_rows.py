@@ -73,6 +73,10 @@ def test_json_lines_may_end_in_json_and_blank_lines_are_no_rows(tmp_path):
     assert pairs(text_to_text(path)) == [("a", "b"), ("c\n\n1", "d")]
 
 
+def test_an_ending_may_have_capitals(tmp_path):
+    assert pairs(text_to_text(write(tmp_path / "ROWS.CSV", "source,target\na,b\n"))) == [("a", "b")]
+
+
 def test_tsv_has_no_quotes(tmp_path):
     lines = 'source\ttarget\n"Yes, he said\tJa, sagte er\n""\t"\nit\'s 5"\tb\\t\n'
     expected = [('"Yes, he said', "Ja, sagte er"), ('""', '"'), ("it's 5\"", "b\\t")]
@@ -106,6 +110,7 @@ REFUSED = {
     "a number": (".json", '[{"source": "a", "target": "b"}, {"source": 7}]', "row 2: source is 7; allowed: text"),
     "a list": (".jsonl", '["source", "target"]\n', "line 1 is ['source', 'target']; allowed: a JSON object"),
     "half an object": (".jsonl", '{"source": "a", "target": "b"}\n{"source":\n', "line 2: not JSON"),
+    "an object of two lines": (".json", '{"source": "a",\n"target": "b"}\n', "allowed: an object a line"),
     "half a list": (".json", '[{"source": "a",\n"target": "b"},\n', "line 3: not JSON"),
     "a number too long to read": (".jsonl", '{"source": ' + 5000 * "1" + "}\n", "line 1: not JSON"),
     "lists in lists": (".json", 100_000 * "[", "not JSON"),
@@ -158,6 +163,18 @@ def test_a_split_of_a_local_folder_is_read_as_a_file_is(tmp_path):
     write(tmp_path / "test.csv", "source,target\nYes, he runs.,Ja\n")
     with raises(ValueError, tmp_path / "test.csv", "line 2 has 3 fields"):
         make_task("text_to_text", dataset=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize(("dataset", "split"), [("", "test"), ("junk", "test"), ("good", "train")])
+def test_a_data_set_that_cannot_be_read_is_refused_in_one_line(dataset, split, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("junk", "good"):
+        Path(folder).mkdir()
+    Path("junk/test.parquet").write_bytes(b"junk")
+    datasets.Dataset.from_dict({"source": ["a"], "target": ["b"]}).to_parquet("good/test.parquet")
+    with raises(ValueError, f"data set {dataset} cannot be read: ") as error:
+        make_task("text_to_text", dataset=dataset, split=split).load()
+    assert len(str(error.value).splitlines()) == 1
 
 
 BAD_ROWS = {

@@ -371,7 +371,7 @@ def test_an_empty_split_is_named(data, tmp_path):
     empty = tmp_path / "empty.csv"
     empty.write_text("id,dialogue,summary\n")
     run = launch(data, tmp_path / "run", f"--config.validation_tasks.samsum.path={empty}")
-    check_error(run, f"{empty} holds no dialogues")
+    check_error(run, f"{empty} holds no rows")
     assert not (tmp_path / "run" / "model").exists()
 
 
