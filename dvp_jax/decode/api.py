@@ -37,16 +37,17 @@ def generate(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, cfg:
     Args:
         model: from `load_model`.
         input_ids: (B, S) integers, padded on any side.
-        attention_mask: (B, S), 0 or False at padding.
+        attention_mask: (B, S), 1 or True; 0 or False at padding.
         cfg: how to decode. Where it samples, row i draws with the seed `cfg.seed + i`.
 
     Returns:
         `Decoded` with numpy arrays of B rows: tokens, exit_layers (int32) and confidences (float32) of shape
-        (B, max_new_tokens), lengths (int32) of shape (B,).
+        (B, max_new_tokens), lengths (int32) of shape (B,). The confidence of a token that was read from logits
+        that are not finite is NaN.
 
     Raises:
-        ValueError: cfg does not fit the model; wrong shapes or dtypes; ids outside the vocabulary; a row that is
-            all padding.
+        ValueError: cfg does not fit the model; wrong shapes or dtypes; ids outside the vocabulary; a mask of
+            other values; a row that is all padding.
     """
     decode_policy(model, cfg)  # before the encoder's time is spent
     encoded = encode(model, input_ids, attention_mask)
@@ -63,11 +64,12 @@ def encode(model: Model, input_ids: ArrayLike, attention_mask: ArrayLike, *, row
     Args:
         model: from `load_model`.
         input_ids: (B, S) integers, padded on any side.
-        attention_mask: (B, S), 0 or False at padding.
+        attention_mask: (B, S), 1 or True; 0 or False at padding.
         rows: number of rows to pad to instead, at least B.
 
     Raises:
-        ValueError: wrong shapes or dtypes, ids outside the vocabulary, a row that is all padding.
+        ValueError: wrong shapes or dtypes, ids outside the vocabulary, a mask of other values, a row that is
+            all padding.
     """
     ids, mask = _check_source(model.config, input_ids, attention_mask)
     count, length = ids.shape
@@ -200,7 +202,7 @@ def teacher_forced_logits(
     Args:
         model: from `load_model`.
         input_ids: (B, S) integers.
-        attention_mask: (B, S), 0 or False at padding.
+        attention_mask: (B, S), 1 or True; 0 or False at padding.
         decoder_input_ids: (B, T) integers, the start token first.
 
     Returns:
@@ -241,6 +243,9 @@ def _check_source(
     mask = np.asarray(attention_mask)
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; allowed: that of input_ids, {ids.shape}")
+    if (wrong := np.argwhere((mask != 0) & (mask != 1))).size:
+        row, column = wrong[0]
+        raise ValueError(f"attention_mask[{row}, {column}] is {mask[row, column]}; allowed: 1, or 0 at padding")
     mask = mask.astype(bool)
     if not mask.any(axis=1).all():
         empty = np.flatnonzero(~mask.any(axis=1)).tolist()

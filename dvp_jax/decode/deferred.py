@@ -73,6 +73,7 @@ class DeferredToken:
     current: DepthState  # of this token: as it was read first
     num_layers: Int[Array, " batch"]  # that ran one after the other
     corrected: Bool[Array, " batch"]  # rows in which a draft was replaced
+    is_finite: Bool[Array, " batch"]  # whether the logits that replaced it are
     length: Int[Array, " batch"]  # of the text after this step
     last: Int[Array, " batch"]  # its last token
 
@@ -140,7 +141,7 @@ def _start(cache: KVCache, current: DepthState, last_depth: int) -> WindowState:
         hidden=cache.waiting.hidden.at[:, -1].set(current.hidden),
         depths=cache.waiting.depths.at[:, -1].set(own_depth),
         stopped=current.exited,
-        verdict=Verdict(zeros > 0, zeros, zeros),
+        verdict=Verdict(zeros > 0, zeros, zeros == 0, zeros),
     )
 
 
@@ -217,6 +218,7 @@ def _outcome(
         current=current,
         num_layers=jnp.where(state.stopped, current.exit_layer, last_depth) * ~ended,
         corrected=verdict.corrected,
+        is_finite=verdict.is_finite,
         length=cache.lengths + jnp.where(ended, 0, 1 - jnp.where(verdict.corrected, verdict.num_forgotten, 0)),
         last=jnp.where(verdict.corrected, verdict.token, current.token),
     )

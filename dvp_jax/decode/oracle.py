@@ -42,6 +42,7 @@ def decode_oracle_token(
     first = jnp.argmax(tokens == tokens[-1], axis=0)  # (batch,)
     rows = jnp.arange(len(token))
     confidence = jnp.stack([decision.confidence for decision in decisions])[first, rows]
+    confidence = jnp.where(jnp.isnan(decisions[-1].confidence), jnp.nan, confidence)  # the token is from there
     exit_layer = jnp.array(candidates)[first]
     exit_state = jnp.stack(states)[exit_layer, rows]  # (batch, d_model)
     if policy.propagates_state:

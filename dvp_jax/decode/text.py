@@ -29,7 +29,8 @@ class GeneratedText:
         text: without special tokens; "" where the model has no tokenizer.
         tokens: ids, up to and including the end token.
         exit_layers: layers run, of each token.
-        confidences: that decided each token's exit, or of the last depth.
+        confidences: that decided each token's exit, or of the last depth; NaN where the logits that the token was
+            read from are not finite.
         corrected: places of drafts that the full model replaced; empty where no token is a draft.
         layers_run: decoder layers that ran one after the other for the whole text.
     """
@@ -40,6 +41,12 @@ class GeneratedText:
     confidences: list[float]
     corrected: list[int]
     layers_run: int
+
+    @property
+    def error(self) -> ValueError | None:
+        """Says from which token on the logits are not finite, so that the text means nothing; else None."""
+        wrong = np.flatnonzero(np.isnan(self.confidences))
+        return ValueError(f"logits of token {wrong[0] + 1} are not finite; allowed: numbers") if len(wrong) else None
 
 
 def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
@@ -96,17 +103,31 @@ def tokenize(
         max_source_length: longer prompts are truncated, with a warning that counts them.
 
     Raises:
-        ValueError: there are no prompts, one is not text or is empty, or the model has no tokenizer.
+        ValueError: there are no prompts, one is not text, is empty or holds half a surrogate pair, or the model has
+            no tokenizer.
     """
     if model.tokenizer is None:
         raise ValueError("model.tokenizer is None; allowed: a checkpoint folder that holds a tokenizer")
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"prompts is {prompts!r}; allowed: a list of at least one text")
     for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompts[{index}] is {prompt!r}; allowed: a text that is not empty")
+        check_text(f"prompts[{index}]", prompt)
     rows = token_rows(model.tokenizer, prompts, max_source_length, "prompts")
     return pad_rows(rows, len(rows), max(map(len, rows)), model.config.pad_token_id)
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises ValueError where a text is none or empty, or holds half a surrogate pair, which no tokenizer takes."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} is {text!r}; allowed: a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(
+            f"{name} has {half!r}, half a surrogate pair, at character {error.start + 1}; allowed: text that UTF-8 "
+            "can encode"
+        ) from None
 
 
 def token_rows(

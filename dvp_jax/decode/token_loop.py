@@ -33,7 +33,7 @@ class Decoded:
     tokens: Int[Array, "batch max_new_tokens"]  # no start token; pad_token_id after the end token
     lengths: Int[Array, " batch"]  # the end token included
     exit_layers: Int[Array, "batch max_new_tokens"]  # layers run per token; 0 past the end
-    confidences: Float[Array, "batch max_new_tokens"]  # that decided, or of the last depth; 0 past the end
+    confidences: Float[Array, "batch max_new_tokens"]  # that decided; NaN if logits are not finite; 0 past the end
     drafts: Drafts | None = None  # None where skipped layers never run
 
 
@@ -95,11 +95,12 @@ def _next_deferred_token(
     drafts = decoded.drafts
     assert drafts is not None
     corrected = (drafts.corrected & (places < state.cache.lengths[:, None])) | replaced
+    confidences = jnp.where(replaced & ~row.is_finite[:, None], jnp.nan, decoded.confidences)
     decoded = Decoded(
         tokens=jnp.where(is_text, tokens, program.config.pad_token_id),
         lengths=row.length,
         exit_layers=jnp.where(is_text, decoded.exit_layers, 0),
-        confidences=jnp.where(is_text, decoded.confidences, 0.0),
+        confidences=jnp.where(is_text, confidences, 0.0),
         drafts=Drafts(corrected & is_text, drafts.layers_run + row.num_layers),
     )
     return _after(program, inputs, state, row.last, cache, decoded), row.num_layers

@@ -71,7 +71,7 @@ class ExitDecision(NamedTuple):
 
     exits: Bool[Array, " batch"]
     token: Int[Array, " batch"]  # with a measure of the hidden state, valid only where the row exits
-    confidence: Float[Array, " batch"]
+    confidence: Float[Array, " batch"]  # NaN where the likeliest token's logit is not finite
     kept: Kept  # mask over the kept rows, for deeper candidate depths
     recent: Int[Array, "batch recent"] | None = None  # the likeliest ids, where all are read and a rule needs them
 
@@ -81,6 +81,7 @@ class Verdict(NamedTuple):
 
     corrected: Bool[Array, " batch"]  # whether one was replaced
     token: Int[Array, " batch"]  # by which token
+    is_finite: Bool[Array, " batch"]  # whether that token's logit is
     num_forgotten: Int[Array, " batch"]  # how many tokens after it are taken back
 
 
@@ -179,6 +180,7 @@ class ExitPolicy(abc.ABC):
         recent = None
         if self.num_recent and heads.vocabulary.ids is None:
             recent = top_k(logits, self.num_recent, full_vocabulary=True)[1]
+        confidence = _nan_unless_finite(best.logit, confidence)
         exits = output.active if threshold is None else output.active & (confidence > threshold)
         return ExitDecision(exits, heads.token(logits, best.candidate, exits), confidence, kept, recent)
 
@@ -343,14 +345,15 @@ class CALM(CandidateDepths):
         confidence = self._confidence_of_hidden(output, heads)
         exits = output.active & (confidence > threshold)
 
-        def read(hidden: Array) -> Int[Array, " batch"]:
+        def read(hidden: Array) -> tuple[Array, Array]:
             logits = heads.vocabulary.logits(hidden)
-            return heads.token(logits, best_two(logits, full_vocabulary=True).candidate, exits)
+            best = best_two(logits, full_vocabulary=True)
+            return heads.token(logits, best.candidate, exits), _nan_unless_finite(best.logit, confidence)
 
-        def skip(hidden: Array) -> Int[Array, " batch"]:
-            return jnp.zeros(hidden.shape[0], jnp.int32)
+        def skip(hidden: Array) -> tuple[Array, Array]:
+            return jnp.zeros(hidden.shape[0], jnp.int32), confidence
 
-        return ExitDecision(exits, lax.cond(jnp.any(exits), read, skip, output.hidden), confidence, None)
+        return ExitDecision(exits, *lax.cond(jnp.any(exits), read, skip, output.hidden), None)
 
     def reads(self, exit_layers: np.ndarray) -> Reads:
         if self.confidence not in LOGIT_MEASURES:
@@ -567,9 +570,10 @@ class Lossless(ExitPolicy):
         num_rows, some, _ = hidden.shape
         logits = full.vocabulary.logits(hidden.reshape(num_rows * some, -1))  # (batch * some, vocab)
         # On CPU a top 2 takes a third of the time of an argmax.
-        likeliest = top_k(logits, 2, full_vocabulary=True)[1][:, 0]
+        largest, likeliest = (x[:, 0] for x in top_k(logits, 2, full_vocabulary=True))
         tokens = full.token(logits, likeliest, jnp.array(True)).reshape(num_rows, some)
-        wrong = is_draft & (tokens != drafts)
+        is_finite = jnp.isfinite(largest).reshape(num_rows, some)
+        wrong = is_draft & ((tokens != drafts) | ~is_finite)
         corrected = jnp.any(wrong, axis=1)
         place = jnp.where(corrected, jnp.argmax(wrong, axis=1), some - 1)  # of the last token that stays
         logits, rows = logits.reshape(num_rows, some, -1), jnp.arange(num_rows)
@@ -578,7 +582,8 @@ class Lossless(ExitPolicy):
         if self.num_recent:
             recent = top_k(logits[rows, place], self.num_recent, full_vocabulary=True)[1]
             decision = decision._replace(recent=recent)
-        return decision, Verdict(corrected, tokens[rows, place], some - 1 - place)
+        verdict = Verdict(corrected, tokens[rows, place], is_finite[rows, place], some - 1 - place)
+        return decision, verdict
 
     @property
     def needs_previous_hidden(self) -> bool:
@@ -649,6 +654,11 @@ class Oracle(CandidateDepths):
     @property
     def propagates_state(self) -> bool:
         return self.oracle_states == "own"
+
+
+def _nan_unless_finite(logit: Float[Array, " batch"], confidence: Float[Array, " batch"]) -> Array:
+    """The confidence in tokens with these largest logits: NaN, which exceeds no threshold, where one is not finite."""
+    return jnp.where(jnp.isfinite(logit), confidence, jnp.nan)
 
 
 def check_exit_depths(exit_depths: ExitDepths, num_layers: int) -> None:

@@ -40,6 +40,10 @@ def test_settings_beyond_the_model_are_refused(fields, message):
         ([[3, 211]], [[1, 1]], "input_ids spans 3 to 211; allowed: ids from 0 to 210"),
         ([[3, -1]], [[1, 1]], "input_ids spans -1 to 3"),
         ([[3, 4], [5, 6]], [[1, 1], [0, 0]], r"attention_mask is 0 throughout rows \[1\]"),
+        ([[3, 4]], [[1, np.nan]], r"attention_mask\[0, 1\] is nan; allowed: 1, or 0 at padding"),
+        ([[3, 4], [5, 6]], [[1, 0], [-1, 1]], r"attention_mask\[1, 0\] is -1; allowed: 1, or 0 at padding"),
+        ([[3, 4]], [[1, 0.5]], r"attention_mask\[0, 1\] is 0\.5; allowed"),
+        ([[3, 4]], [["1", "0"]], r"attention_mask\[0, 0\] is 1; allowed"),
     ],
 )
 def test_sources_that_are_none_are_refused(ids, mask, message):

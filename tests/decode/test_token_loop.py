@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -115,3 +116,27 @@ def test_each_of_several_end_tokens_ends_a_text_as_in_hugging_face(cfg):
     assert len({row.index(0) if 0 in row else 8 for row in expected}) > 1, "texts of one length test little"
     assert out.tokens[:, : len(expected[0])].tolist() == expected
     assert not out.tokens[:, len(expected[0]) :].any()
+
+
+METHODS = [FULL, CALM, DVP, STATE, MASS, DECAY, ORACLE, SHALLOW, LOSSLESS]
+
+
+@pytest.mark.parametrize("cfg", METHODS, ids=lambda cfg: f"{cfg.method}, {cfg.confidence}")
+def test_a_token_of_logits_that_are_not_finite_says_so_and_no_other_token_does(cfg):
+    rows, config = [[3, 5], [4], [9, 8]], both(*MODEL)[1].config
+
+    def decoded(name, value):
+        def change(path, leaf):
+            return leaf + value if name in jax.tree_util.keystr(path, simple=True, separator="/") else leaf
+
+        model = both(*MODEL)[1]
+        params = jax.tree_util.tree_map_with_path(change, model.params)
+        return dvp_jax.generate(dataclasses.replace(model, params=params), *padded(rows), cfg)
+
+    last = decoded(f"decoder/layers_{config.num_decoder_layers - 1}/feed_forward/wo", np.nan)
+    is_nan = np.isnan(last.confidences)
+    if cfg in (LOSSLESS, ORACLE):  # whose tokens are those of the last depth, wherever they exit
+        assert is_nan.any(axis=1).all()
+    else:
+        np.testing.assert_array_equal(is_nan, last.exit_layers == config.num_decoder_layers)
+    assert np.isnan(decoded("decoder/final_norm/scale", np.float32(3e38)).confidences[:, 0]).all()
