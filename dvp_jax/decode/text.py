@@ -46,7 +46,9 @@ class GeneratedText:
     def error(self) -> ValueError | None:
         """Says from which token on the logits are not finite, so that the text means nothing; else None."""
         wrong = np.flatnonzero(np.isnan(self.confidences))
-        return ValueError(f"logits of token {wrong[0] + 1} are not finite; allowed: numbers") if len(wrong) else None
+        return (
+            ValueError(f"logits of token {wrong[0] + 1} are not finite; allowed: numbers") if len(wrong) else None
+        )
 
 
 def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:

@@ -3,7 +3,11 @@
 At batch 1 a product with W takes as long as reading W. Reading an int8 copy takes a quarter of that and gives an
 upper bound of every logit. The rows with the highest bounds are then rescored with W itself. A row that was not
 rescored lies below its bound, so where the smallest wanted logit exceeds the highest remaining bound, the largest
-logits are proven to be exact. Where it does not, W is read after all. docs/performance.md has the measurements.
+logits are proven to be among the rescored ones. Where it does not, W is read after all. docs/performance.md has the
+measurements.
+
+The bounds include the rounding of float32's sums, in whichever order they are added. What remains is that rounding
+itself: of two rescored logits that differ by less, either may be the larger, as between two orders of addition.
 """
 
 from __future__ import annotations
@@ -43,17 +47,18 @@ class Int8Unembedding:
 
     rows: Int8[Array, "blocks 2 512 d_model"]  # padded with rows of zeros
     scale: Float[Array, " vocab"]
-    error: Float[Array, " vocab"]  # L2 norm of each row's rounding error, plus a margin for float32 rounding
+    error: Float[Array, " vocab"]  # bound of |W[v] x - the computed logit| / |x|, see `quantize_unembedding`
 
     def logits(
         self, x: Float[Array, "batch d_model"], weight: Float[Array, "vocab d_model"], num_exact: int
     ) -> Float[Array, "batch vocab"]:
-        """The logits W x. At least the `num_exact` largest are exact, the others within their bound.
+        """The logits W x. At least the `num_exact` largest are from W, the others within their bound.
 
         Args:
             x: s * norm(h_l).
             weight: W.
-            num_exact: how many of the largest logits must be exact.
+            num_exact: how many of the largest logits must be from W, and truly the largest up to the rounding of
+                float32's sums.
         """
         if num_rescored(num_exact) >= weight.shape[0]:
             return linear(x, weight)
@@ -74,7 +79,6 @@ class Int8Unembedding:
         """Computes the exact logits of the rows with the highest bounds. Arguments as for `logits`."""
         x = x.astype(weight.dtype).astype(jnp.float32)  # what `linear` multiplies
         approximate = self._product(x)[:, : weight.shape[0]] * self.scale
-        # Cauchy-Schwarz: |(W[v] - scale[v] rows[v]) x| <= error[v] |x|.
         bounds = approximate + self.error * jnp.linalg.norm(x, axis=-1, keepdims=True)
         highest, ids = top_k(bounds, num_rescored(num_exact) + 1)
         exact = rows_logits(x, jnp.take(weight, ids[:, :-1], axis=0))
@@ -116,11 +120,26 @@ def rows_logits(
 
 @jax.jit
 def quantize_unembedding(weight: Float[Array, "vocab d_model"]) -> Int8Unembedding:
-    """The int8 copy of W: symmetric rounding with one scale a row."""
+    """The int8 copy of W: symmetric rounding with one scale a row.
+
+    A logit of the copy differs from that of W, each computed in float32, by at most
+
+        |W[v] - s q| |x|            Cauchy-Schwarz; s is the scale of row v, q its int8 numbers
+        + gamma(d + 1) |s q| |x|    rounding of the sum over q x, and of its product with s
+        + gamma(d) |W[v]| |x|       rounding of the sum over W[v] x
+
+    with gamma(n) = n u / (1 - n u) and u = 2^-24, whatever the order of addition (Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd edition, equations 3.4 and 3.5). |s q| is at most |W[v]| + |W[v] - s q|. The norms and
+    the bound itself are computed in float32 too: 8 roundings more, and gamma(d) of |W[v] - s q| for its norm and for
+    that of x.
+    """
     rows = weight.astype(jnp.float32)
     largest = jnp.max(jnp.abs(rows), axis=1)
     scale = jnp.where(largest > 0.0, largest, 1.0) / 127.0  # any scale fits a row of zeros
     rounded = jnp.round(rows / scale[:, None])
-    error = jnp.linalg.norm(rows - rounded * scale[:, None], axis=1) + 1e-5 * jnp.linalg.norm(rows, axis=1)
+    rounding = 2 * (weight.shape[1] + 8) * 2.0**-24
+    gamma = rounding / (1.0 - rounding)  # of both sums
+    lost = jnp.linalg.norm(rows - rounded * scale[:, None], axis=1)
+    error = lost + gamma * (jnp.linalg.norm(rows, axis=1) + 2.0 * lost)
     padded = jnp.pad(rounded.astype(jnp.int8), ((0, -len(weight) % math.prod(_BLOCK)), (0, 0)))
     return Int8Unembedding(padded.reshape(-1, *_BLOCK, weight.shape[1]), scale, error)

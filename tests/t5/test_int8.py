@@ -63,6 +63,26 @@ def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
         assert (quantize_unembedding(weight).rescore(states, weight, 1).proven == proven).all()
 
 
+@pytest.mark.parametrize("fractions", [(0.05, 0.2), (0.3, 0.45), (0.4, 0.2), (0.8, 0.7)])
+def test_a_row_that_float32_sums_too_low_is_not_proven_to_be_no_candidate(fractions):
+    """One row has the largest logit, in float64, but its long sum of equal terms is rounded down at each addition,
+    and that of 66 other rows up. All rows equal their int8 copies."""
+    half = 16384
+    down, up = (np.float32((np.floor(0.999 * 2**24 / half) + fraction) / 127) for fraction in fractions)
+    count = int(half * min(1.0, float(up) / float(down)))  # the sum of `count` terms is just below the others
+    weight = np.zeros((67, 2 * half + 1), np.float32)
+    weight[0, :count] = weight[0, -1] = weight[1:, half:-1] = 1.0
+    state = np.repeat([down, up, 0], [half, half, 1]).astype(np.float32)
+    norms = np.linalg.norm(state.astype(np.float64)) * half**0.5
+    state[-1] = half * float(up) - count * float(down) + 1e-6 * norms
+    exact = weight.astype(np.float64) @ state.astype(np.float64)
+    assert exact[0] > exact[1:].max()
+    rescored = jax.jit(Int8Unembedding.rescore, static_argnums=3)(
+        quantize_unembedding(weight), state[None], weight, 1
+    )
+    assert 0 in rescored.ids[0] or not rescored.proven[0]
+
+
 @pytest.mark.parametrize("size", [64, pytest.param(512, marks=pytest.mark.slow)])
 def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
     model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
