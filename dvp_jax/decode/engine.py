@@ -10,21 +10,23 @@ in use, however many requests come.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import textwrap
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dvp_jax.decode.api import decode_policy, generate
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.lanes import Lane
-from dvp_jax.decode.text import GeneratedText, source_bucket, to_text, tokenize, unpad_rows
+from dvp_jax.decode.lanes import Lane, Result
+from dvp_jax.decode.text import GeneratedText, check_text, source_bucket, to_text, tokenize, unpad_rows
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import round_up_rows
 
-Request = str | Sequence[int]
-"""A text, or token ids with the end token."""
+Request = str | ArrayLike
+"""A text, or token ids with the end token: a list, or an array of any library that numpy reads."""
 
 _READ_AHEAD = 4
 """Requests that `run` holds, as a multiple of the slots: enough to fill the slots of several buckets."""
@@ -32,23 +34,11 @@ _PATIENCE = 16
 """Requests that may be submitted after one before its bucket is stepped next, as a multiple of the slots."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of a request.
-
-    Attributes:
-        request_id: as `Engine.submit` returned it.
-        output: the generated text; None where there is an error.
-        error: why there is no output.
-    """
-
-    request_id: int
-    output: GeneratedText | None
-    error: ValueError | None = None
-
-
 class Engine:
     """Decodes any number of requests in a fixed number of slots. Each text equals that of the request alone.
+
+    Every request that is submitted gets one result: a text or an error. Threads may share an engine: a call waits
+    while another thread steps, and only one of them may `run` at a time.
 
     On a mesh of several processes each process has an engine, and all must make the same calls in the same order.
 
@@ -81,9 +71,11 @@ class Engine:
         self._num_slots = round_up_rows(model.mesh, slots)
         self._max_source_length = max_source_length
         self._lanes: dict[int, Lane] = {}
-        self._refused: list[Result] = []
+        self._results: dict[int, Result] = {}  # that nobody has taken yet
         self._num_requests = 0
-        self.work = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
+        self._lock = threading.RLock()  # held while anything above changes
+        self._runs = threading.Lock()  # held by the one `run`
+        self.work: dict[str, float] = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
         """Steps taken, tokens decoded, layers run (in each step as many as its deepest row), and seconds of the
         encoder."""
 
@@ -93,42 +85,37 @@ class Engine:
         Returns:
             Its id: 0, 1, ...
         """
-        request_id, self._num_requests = self._num_requests, self._num_requests + 1
-        try:
-            ids = self._ids(request)
-        except ValueError as error:
-            self._refused.append(Result(request_id, None, error))
-        else:
+        with self._lock:
+            request_id, self._num_requests = self._num_requests, self._num_requests + 1
+            try:
+                ids = self._ids(request)
+            except Exception as error:  # also what a tokenizer raises
+                self._results[request_id] = Result(request_id, None, error)
+                return request_id
             bucket = source_bucket(len(ids))
-            lane = self._lanes.setdefault(bucket, Lane(self._model, self._cfg, self._num_slots))
-            lane.waiting.append((request_id, ids))
-        return request_id
+            if bucket not in self._lanes:
+                lane = Lane(self._model, self._cfg, self._num_slots, self._results, self.work)
+                self._lanes[bucket] = lane
+            self._lanes[bucket].waiting[request_id] = ids
+            return request_id
 
     def cancel(self, request_id: int) -> bool:
         """Drops a request; its result is an error that says so. False where the request is unknown or done."""
-        for lane in self._lanes.values():
-            if request_id in lane.request_ids:
-                lane.cancel(request_id)
-                self._refused.append(Result(request_id, None, ValueError("request was cancelled")))
-                return True
-        return False
+        with self._lock:
+            if dropped := self._drop(request_id):
+                self._results[request_id] = Result(request_id, None, ValueError("request was cancelled"))
+            return dropped
 
     def step(self) -> list[Result]:
-        """Steps the slots of one bucket, and returns the results since the last call, in no order."""
-        results, self._refused = self._refused, []
-        lanes = [(lane, request_ids) for lane in self._lanes.values() if (request_ids := lane.request_ids)]
-        if not lanes:
+        """Steps the slots of one bucket, and returns the results since the last call, in no order.
+
+        Where the device or a policy raises an error, the requests that it has met get it as their result.
+        """
+        with self._lock:
+            self._step()
+            results = list(self._results.values())
+            self._results.clear()
             return results
-        oldest, _ = min(lanes, key=lambda item: min(item[1]))
-        fullest, _ = max(lanes, key=lambda item: min(len(item[1]), self._num_slots))
-        first_waiting = min(min(request_ids) for _, request_ids in lanes)
-        waited_long = self._num_requests - first_waiting > _PATIENCE * self._num_slots
-        lane = oldest if waited_long else fullest
-        texts, work = lane.step(self._steps)
-        self.work["encode_s"] += lane.encode_s
-        for name in ("steps", "tokens", "layers"):
-            self.work[name] += int(getattr(work, name))
-        return results + [Result(request_id, text) for request_id, text in texts]
 
     def run(self, requests: Iterable[Request], *, in_order: bool = False) -> Iterator[Result]:
         """Decodes requests, taken one by one as there is room for them.
@@ -136,39 +123,88 @@ class Engine:
         Args:
             requests: any number; at most `_READ_AHEAD` times the slots are read ahead.
             in_order: yield results in the order of the requests; otherwise as they end.
+
+        Yields:
+            Results of these requests, and of others that were submitted before or meanwhile. Results that are not
+            taken, because the loop over them or `requests` ends with an error, stay for the next call.
+
+        Raises:
+            RuntimeError: another `run` of this engine has not ended.
         """
-        upcoming, next_id, held = iter(requests), self._num_requests, dict[int, Result]()
-        while True:
-            room = _READ_AHEAD * self._num_slots - sum(len(lane.request_ids) for lane in self._lanes.values())
-            for request in itertools.islice(upcoming, max(room, 0)):
-                self.submit(request)
-            results = self.step()
-            if not results and not any(lane.request_ids for lane in self._lanes.values()):
-                return
-            if not in_order:
-                yield from results
-                continue
-            held.update((result.request_id, result) for result in results)
-            while next_id in held:
-                yield held.pop(next_id)
-                next_id += 1
+        if not self._runs.acquire(blocking=False):
+            raise RuntimeError("another run of this engine has not ended; allowed: one at a time")
+        try:
+            upcoming = iter(requests)
+            while True:
+                room = _READ_AHEAD * self._num_slots - sum(map(len, self._busy_lanes()))
+                for request in itertools.islice(upcoming, max(room, 0)):
+                    self.submit(request)
+                with self._lock:
+                    self._step()
+                    oldest = min((lane.oldest for lane in self._busy_lanes()), default=self._num_requests)
+                    ended = sorted(i for i in self._results if not in_order or i < oldest)
+                for request_id in ended:
+                    if result := self._results.pop(request_id, None):  # None: `step` has returned it meanwhile
+                        yield result
+                if not ended and not self._busy_lanes():
+                    return
+        finally:
+            self._runs.release()
 
     def texts(self, requests: Iterable[Request]) -> list[GeneratedText]:
         """Decodes requests that must all be valid, the longest sources first, which keeps slots busier.
 
         Returns:
-            Their texts, in the order of the requests.
+            Their texts, in the order of the requests. Look at `GeneratedText.error`.
 
         Raises:
             ValueError: the error of the first bad request; nothing is decoded then.
+            RuntimeError: a `run` of this engine has not ended.
+            Exception: of the device or a policy, while it decoded. None of the requests stays in the engine.
         """
         sources = [self._ids(request) for request in requests]
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-        texts = {}
-        for index, result in zip(order, self.run((sources[i] for i in order), in_order=True), strict=True):
-            assert result.output is not None
-            texts[index] = result.output
+        indices, texts, others = dict[int, int](), dict[int, GeneratedText](), dict[int, Result]()
+        try:
+            for index in order:
+                indices[self.submit(sources[index])] = index
+            for result in self.run([]):
+                if result.request_id not in indices:
+                    others[result.request_id] = result
+                elif result.output is None:
+                    assert result.error is not None
+                    raise result.error
+                else:
+                    texts[indices[result.request_id]] = result.output
+        finally:
+            with self._lock:
+                self._results |= others
+                for request_id in indices:
+                    self._results.pop(request_id, None)
+                    self._drop(request_id)
         return [texts[index] for index in range(len(sources))]
+
+    def _drop(self, request_id: int) -> bool:
+        """Forgets a request that runs or waits. False where there is none."""
+        for lane in self._lanes.values():
+            if request_id in lane:
+                lane.drop(request_id)
+                return True
+        return False
+
+    def _busy_lanes(self) -> list[Lane]:
+        """The lanes with requests that run or wait."""
+        with self._lock:
+            return [lane for lane in self._lanes.values() if len(lane)]
+
+    def _step(self) -> None:
+        """Steps the lane with the most requests to step together, or the one with the request that waited long."""
+        if not (lanes := self._busy_lanes()):
+            return
+        oldest = min(lanes, key=lambda lane: lane.oldest)
+        fullest = max(lanes, key=lambda lane: min(len(lane), self._num_slots))
+        waited_long = self._num_requests - oldest.oldest > _PATIENCE * self._num_slots
+        (oldest if waited_long else fullest).step(self._steps)
 
     def _ids(self, request: Request) -> list[int]:
         """The token ids of a request.
@@ -177,14 +213,14 @@ class Engine:
             ValueError: it is empty, too long, or neither text nor ids.
         """
         if isinstance(request, str):
-            if not request.strip():
-                raise ValueError(f"request is {request!r}; allowed: a text that is not empty")
+            check_text("request", request)
             if self._model.tokenizer is None:
                 raise ValueError("model.tokenizer is None; allowed: token ids, or a model that has a tokenizer")
             request = self._model.tokenizer(request)["input_ids"]
-        ids = np.asarray(request if isinstance(request, Sequence | np.ndarray) else None)
+        ids = np.asarray(request)
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"request is {request!r}; allowed: a text, or at least one token id")
+            shown = textwrap.shorten(repr(request), 100, placeholder=" ...")
+            raise ValueError(f"request is {shown}; allowed: a text, or at least one token id")
         if ids.min() < 0 or ids.max() >= self._model.config.vocab_size:
             most = self._model.config.vocab_size - 1
             raise ValueError(f"request has ids from {ids.min()} to {ids.max()}; allowed: 0 to {most}")
@@ -209,12 +245,17 @@ def generate_text(
         One text for each prompt, in order.
 
     Raises:
-        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots is below 1, or cfg does
-            not fit the model.
+        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots is below 1, cfg does not
+            fit the model, or a prompt gives logits that are not finite.
     """
     ids, mask = tokenize(model, prompts, max_source_length)
     engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)
     if len(ids) <= slots:
         out = generate(model, ids, mask, cfg)
-        return [to_text(model, out, row) for row in range(len(ids))]
-    return engine.texts(unpad_rows(ids, mask))
+        texts = [to_text(model, out, row) for row in range(len(ids))]
+    else:
+        texts = engine.texts(unpad_rows(ids, mask))
+    for index, text in enumerate(texts):
+        if text.error is not None:
+            raise ValueError(f"prompts[{index}]: {text.error}")
+    return texts

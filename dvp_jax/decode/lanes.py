@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from functools import partial
 
 import jax
@@ -109,69 +110,117 @@ def _take_steps(
 _advance = ProgramJit(_take_steps, donate_argnums=2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a request.
+
+    Attributes:
+        request_id: as `Engine.submit` returned it.
+        output: the generated text; None where there is none.
+        error: why there is no output, or why it means nothing: logits that are not finite.
+    """
+
+    request_id: int
+    output: GeneratedText | None
+    error: Exception | None = None
+
+
+@dataclasses.dataclass
+class _OnDevice:
+    """What a lane keeps on the device from its first encoded request on."""
+
+    program: DecodeProgram
+    inputs: DecodeInputs
+    slots: Slots
+
+
 class Lane:
     """The slots of one source bucket, with the requests that run in them or wait for them.
 
-    A request goes from `waiting` (token ids), through the prefilled pool (encoded on the device), into a slot.
+    A request goes from `waiting` through the prefilled pool (encoded on the device) into a slot. It stays admitted
+    until its result is written.
 
     Args:
         model: from `load_model`.
         cfg: how to decode.
         num_slots: rows that are stepped together.
+        results: of the engine, by request id; the lane adds its own.
+        work: of the engine; the lane adds its own.
     """
 
-    def __init__(self, model: Model, cfg: DecodeConfig, num_slots: int) -> None:
-        self._model, self._cfg = model, cfg
-        self.waiting: deque[tuple[int, list[int]]] = deque()  # request ids, and their token ids
+    def __init__(
+        self, model: Model, cfg: DecodeConfig, num_slots: int, results: dict[int, Result], work: dict[str, float]
+    ) -> None:
+        self._model, self._cfg, self._results, self._work = model, cfg, results, work
+        self.waiting: OrderedDict[int, list[int]] = OrderedDict()  # request ids, and their token ids
+        self._admitted: dict[int, list[int]] = {}  # likewise: encoded or in a slot
         self._prefilled: deque[tuple[int, int]] = deque()  # request ids, and their rows of the pool
         self._running: list[int | None] = [None] * num_slots  # the request id in each slot
         self._pool: Encoded
-        self._slots: Slots
-        self._program: DecodeProgram | None = None  # None until the first request is encoded
-        self._inputs: DecodeInputs
-        self.encode_s = 0.0
-        """Seconds that the encoder took in the last step."""
+        self._device: _OnDevice | None = None
+
+    def __len__(self) -> int:
+        return len(self._admitted) + len(self.waiting)
+
+    def __contains__(self, request_id: int) -> bool:
+        return request_id in self.waiting or request_id in self._admitted
 
     @property
-    def request_ids(self) -> list[int]:
-        """The ids of the requests that run or wait."""
-        running = [request_id for request_id in self._running if request_id is not None]
-        return running + [request_id for request_id, _ in (*self._prefilled, *self.waiting)]
+    def oldest(self) -> int:
+        """The smallest id of the requests that run or wait."""
+        return min((*self._admitted, *itertools.islice(self.waiting, 1)))
 
-    def cancel(self, request_id: int) -> None:
-        """Drops a request of this lane. Its slot is free at the next step."""
-        self.waiting = deque(item for item in self.waiting if item[0] != request_id)
+    def drop(self, request_id: int) -> None:
+        """Forgets a request of this lane. Its slot is free at the next step."""
+        self.waiting.pop(request_id, None)
+        self._admitted.pop(request_id, None)
         self._prefilled = deque(item for item in self._prefilled if item[0] != request_id)
-        if request_id in self._running:
+        if self._device is not None and request_id in self._running:
             slot = self._running.index(request_id)
             self._running[slot] = None
-            state = self._slots.state
+            state = self._device.slots.state
             state = dataclasses.replace(state, ended=state.ended.at[slot].set(True))
-            self._slots = dataclasses.replace(self._slots, state=state)
+            self._device.slots = dataclasses.replace(self._device.slots, state=state)
 
-    def step(self, max_steps: int) -> tuple[list[tuple[int, GeneratedText]], StepCounts]:
-        """Refills the slots and steps them.
+    def step(self, max_steps: int) -> None:
+        """Refills the slots and steps them. Adds results of the requests that have ended.
+
+        An error, such as of the device or of a user's policy, becomes the result of all requests that were
+        admitted. The others go on. An interrupt is raised; the admitted requests then wait again.
 
         Args:
             max_steps: the most tokens to decode in each slot before returning.
-
-        Returns:
-            Request ids and texts of the slots whose text has ended, and the work done.
         """
-        self.encode_s = 0.0
-        self._fill()
-        assert self._program is not None
+        try:
+            self._fill()
+            if self._device is not None and len(self._admitted):
+                self._advance(self._device, max_steps)
+        except BaseException as error:
+            # Arrays that were donated are lost, so that all that is on the device is made again.
+            admitted = {i: ids for i, ids in self._admitted.items() if i not in self._results}
+            if isinstance(error, Exception):
+                self._results |= {request_id: Result(request_id, None, error) for request_id in admitted}
+            else:
+                self.waiting = OrderedDict(admitted | self.waiting)
+            self._admitted, self._device, self._running = {}, None, [None] * len(self._running)
+            self._prefilled.clear()
+            if not isinstance(error, Exception):
+                raise
+
+    def _advance(self, device: _OnDevice, max_steps: int) -> None:
         num_free, num_slots = self._running.count(None), len(self._running)
         is_asked_for = len(self.waiting) + len(self._prefilled) > 0
         stop_at_ended = num_free + max(1, num_slots // 8) if is_asked_for else num_slots
-        inputs = dataclasses.replace(self._inputs, encoded=self._slots.encoded)
+        inputs = dataclasses.replace(device.inputs, encoded=device.slots.encoded)
         with self._model.context():
-            state, counts = _advance(self._program, inputs, self._slots.state, max_steps, stop_at_ended)
-        self._slots = dataclasses.replace(self._slots, state=state)
-        return self._collect(state), counts
+            state, counts = _advance(device.program, inputs, device.slots.state, max_steps, stop_at_ended)
+        device.slots = dataclasses.replace(device.slots, state=state)
+        self._collect(state)
+        for name in ("steps", "tokens", "layers"):
+            self._work[name] += int(getattr(counts, name))
 
-    def _collect(self, state: DecodeState) -> list[tuple[int, GeneratedText]]:
-        """Frees the slots whose text has ended, and returns their request ids and texts."""
+    def _collect(self, state: DecodeState) -> None:
+        """Frees the slots whose text has ended, and adds the results of their requests."""
         ended = to_host(state.ended)
         finished = [
             (slot, request_id)
@@ -179,11 +228,19 @@ class Lane:
             if request_id is not None and ended[slot]
         ]
         if not finished:
-            return []
+            return
         decoded = jax.tree.map(to_host, state.decoded)
-        for slot, _ in finished:
+        for slot, request_id in finished:
+            try:
+                text = to_text(self._model, decoded, slot)
+                self._finish(Result(request_id, text, text.error))
+            except Exception as error:  # whatever a tokenizer raises
+                self._finish(Result(request_id, None, error))
             self._running[slot] = None
-        return [(request_id, to_text(self._model, decoded, slot)) for slot, request_id in finished]
+
+    def _finish(self, result: Result) -> None:
+        self._results[result.request_id] = result
+        del self._admitted[result.request_id]
 
     def _fill(self) -> None:
         """Gives each free slot a request: a prefilled one, or else a waiting one."""
@@ -194,27 +251,40 @@ class Lane:
                 return
             if not self._prefilled:
                 self._prefill()
+                continue
             count = min(len(free), len(self._prefilled))
             sources, slot_indices = np.zeros(num_slots, np.int32), np.full(num_slots, num_slots, np.int32)
             for i, slot in enumerate(free[:count]):
                 self._running[slot], sources[i] = self._prefilled.popleft()
                 slot_indices[i] = slot
-            assert self._program is not None
-            self._slots = _refill(self._program, self._slots, self._pool, sources, slot_indices, count)
+            assert self._device is not None
+            slots = _refill(self._device.program, self._device.slots, self._pool, sources, slot_indices, count)
+            self._device.slots = slots
 
     def _prefill(self) -> None:
-        """Encodes as many waiting requests as there are slots; one alone, or all of them in one shape."""
+        """Encodes as many waiting requests as there are slots; one alone, or all of them in one shape.
+
+        An error becomes the result of these requests.
+        """
         begin = time.perf_counter()
         num_slots = len(self._running)
-        chosen = [self.waiting.popleft() for _ in range(min(len(self.waiting), num_slots))]
-        rows = [ids for _, ids in chosen]
+        chosen = dict(itertools.islice(self.waiting.items(), num_slots))
+        self._admitted |= chosen
+        for request_id in chosen:
+            del self.waiting[request_id]
+        rows = list(chosen.values())
         source = pad_rows(rows, len(rows), max(map(len, rows)), self._model.config.pad_token_id)
         pool_rows = 1 if len(rows) == 1 else num_slots
-        self._pool = jax.block_until_ready(encode(self._model, *source, rows=pool_rows))
-        self.encode_s += time.perf_counter() - begin
-        self._prefilled = deque((request_id, row) for row, (request_id, _) in enumerate(chosen))
-        if self._program is None:
+        try:
+            self._pool = jax.block_until_ready(encode(self._model, *source, rows=pool_rows))
+        except Exception as error:  # such as of the device, out of memory
+            for request_id in chosen:
+                self._finish(Result(request_id, None, error))
+            return
+        self._work["encode_s"] += time.perf_counter() - begin
+        self._prefilled = deque((request_id, row) for row, request_id in enumerate(chosen))
+        if self._device is None:
             empty = jax.tree.map(lambda x: jnp.zeros((num_slots, *x.shape[1:]), x.dtype), self._pool)
             empty = place_rows(self._model.mesh, empty)  # no row is active
-            self._program, self._inputs = decode_arguments(self._model, empty, self._cfg)
-            self._slots = _empty_slots(self._program, empty)
+            program, inputs = decode_arguments(self._model, empty, self._cfg)
+            self._device = _OnDevice(program, inputs, _empty_slots(program, empty))

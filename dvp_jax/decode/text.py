@@ -44,10 +44,12 @@ class GeneratedText:
 
     @property
     def error(self) -> ValueError | None:
-        """Says from which token on the logits are not finite, so that the text means nothing; else None."""
+        """Says which token's logits are not finite, so that the text means nothing; else None."""
         wrong = np.flatnonzero(np.isnan(self.confidences))
-        return (
-            ValueError(f"logits of token {wrong[0] + 1} are not finite; allowed: numbers") if len(wrong) else None
+        if not len(wrong):
+            return None
+        return ValueError(
+            f"logits of token {wrong[0] + 1} are not finite; allowed: a model that does not overflow"
         )
 
 
@@ -105,7 +107,7 @@ def tokenize(
         max_source_length: longer prompts are truncated, with a warning that counts them.
 
     Raises:
-        ValueError: there are no prompts, one is not text, is empty or holds half a surrogate pair, or the model has
+        ValueError: there are no prompts, one is not text, is empty or has half a surrogate pair, or the model has
             no tokenizer.
     """
     if model.tokenizer is None:
@@ -119,16 +121,15 @@ def tokenize(
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises ValueError where a text is none or empty, or holds half a surrogate pair, which no tokenizer takes."""
+    """Raises ValueError where a text is none, is empty or has half a surrogate pair, which no tokenizer takes."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} is {text!r}; allowed: a text that is not empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
+        half, place = text[error.start], error.start + 1
         raise ValueError(
-            f"{name} has {half!r}, half a surrogate pair, at character {error.start + 1}; allowed: text that UTF-8 "
-            "can encode"
+            f"{name} has {half!r}, half a surrogate pair, as character {place}; allowed: whole characters"
         ) from None
 
 

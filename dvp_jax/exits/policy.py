@@ -657,7 +657,7 @@ class Oracle(CandidateDepths):
 
 
 def _nan_unless_finite(logit: Float[Array, " batch"], confidence: Float[Array, " batch"]) -> Array:
-    """The confidence in tokens with these largest logits: NaN, which exceeds no threshold, where one is not finite."""
+    """The confidence in tokens with these logits: NaN, which exceeds no threshold, where a logit is not finite."""
     return jnp.where(jnp.isfinite(logit), confidence, jnp.nan)
 
 

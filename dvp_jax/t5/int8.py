@@ -2,8 +2,8 @@
 
 At batch 1 a product with W takes as long as reading W. Reading an int8 copy takes a quarter of that and gives an
 upper bound of every logit. The rows with the highest bounds are then rescored with W itself. A row that was not
-rescored lies below its bound, so where the smallest wanted logit exceeds the highest remaining bound, the largest
-logits are proven to be among the rescored ones. Where it does not, W is read after all. docs/performance.md has the
+rescored lies below its bound. Where the smallest wanted logit exceeds the highest remaining bound, the largest
+logits are therefore among the rescored ones. Where it does not, W is read after all. docs/performance.md has the
 measurements.
 
 The bounds include the rounding of float32's sums, in whichever order they are added. What remains is that rounding
@@ -128,10 +128,10 @@ def quantize_unembedding(weight: Float[Array, "vocab d_model"]) -> Int8Unembeddi
         + gamma(d + 1) |s q| |x|    rounding of the sum over q x, and of its product with s
         + gamma(d) |W[v]| |x|       rounding of the sum over W[v] x
 
-    with gamma(n) = n u / (1 - n u) and u = 2^-24, whatever the order of addition (Higham, Accuracy and Stability of
-    Numerical Algorithms, 2nd edition, equations 3.4 and 3.5). |s q| is at most |W[v]| + |W[v] - s q|. The norms and
-    the bound itself are computed in float32 too: 8 roundings more, and gamma(d) of |W[v] - s q| for its norm and for
-    that of x.
+    with gamma(n) = n u / (1 - n u) and u = 2^-24, in any order of addition (Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd edition, equations 3.4 and 3.5). |s q| is at most |W[v]| + |W[v] - s q|. The norms
+    and the bound itself are computed in float32 too: 8 roundings more in each sum, and gamma(d) of |W[v] - s q|
+    for its norm and for that of x.
     """
     rows = weight.astype(jnp.float32)
     largest = jnp.max(jnp.abs(rows), axis=1)
