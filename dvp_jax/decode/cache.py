@@ -83,9 +83,21 @@ def restarted(program: DecodeProgram, cache: KVCache, is_new: Bool[Array, " batc
     waiting = cache.waiting
     if waiting is not None:
         depths = jnp.where(is_new[:, None], program.policy.last_depth, waiting.depths)
-        waiting = dataclasses.replace(waiting, depths=depths)
+        hidden = jnp.where(is_new[:, None, None], 0.0, waiting.hidden)
+        waiting = dataclasses.replace(waiting, hidden=hidden, depths=depths)
     recent = None if cache.recent is None else jnp.where(is_new[:, None], 0, cache.recent)
     return KVCache(cache.columns, jnp.where(is_new, 0, cache.lengths), waiting, recent)
+
+
+def cleared(columns: Columns, row: Int[Array, ""]) -> Columns:
+    """The columns with zeros in one row. Those of an earlier text have no weight, but 0 times NaN would be NaN."""
+
+    def clear(x: Array) -> Array:
+        axis = x.ndim - 4
+        zeros = jnp.zeros((*x.shape[:axis], *x.shape[axis + 1 :]), x.dtype)
+        return lax.dynamic_update_index_in_dim(x, zeros, row, axis)
+
+    return jax.tree.map(clear, columns)
 
 
 def window_sizes(window: int) -> list[int]:

@@ -95,8 +95,8 @@ class DecodeConfig:
         unembedding: how the full vocabulary is read. "float" multiplies with the unembedding. "int8" finds the
             likeliest tokens through an int8 copy, for a quarter of the bytes; they are proven to be the same up to
             the rounding of float32's sums, as between two batch sizes. The tail of the softmax, for confidence and
-            `prune_mass`, comes from the copy (docs/performance.md bounds the error). "auto": "int8" for "dvp" where
-            it was measured to be faster.
+            `prune_mass`, comes from the copy (docs/performance.md bounds the error). "auto": "int8" for "dvp"
+            where it was measured to be faster.
 
     Raises:
         ValueError: an impossible value, or fields that do not fit together.

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from dvp_jax.decode.api import decode_arguments, encode
-from dvp_jax.decode.cache import restarted
+from dvp_jax.decode.cache import Columns, cleared, restarted
 from dvp_jax.decode.compiling import ProgramJit
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
@@ -59,27 +59,29 @@ def _refill(
 ) -> Slots:
     """Starts source sources[i] of the pool in slot slot_indices[i], for i < count. The other slots go on.
 
-    From count on, slot_indices lie outside the slots. No key is cleared: a row of length 0 attends to no column.
+    From count on, slot_indices lie outside the slots.
     """
 
-    def start(i: Array, encoded: Encoded) -> Encoded:
+    def start(i: Array, filled: tuple[Encoded, Columns]) -> tuple[Encoded, Columns]:
         def put(slot_rows: Array, pool_rows: Array) -> Array:
             return lax.dynamic_update_index_in_dim(slot_rows, pool_rows[sources[i]], slot_indices[i], axis=0)
 
-        return jax.tree.map(put, encoded, pool)
+        encoded, columns = filled
+        return jax.tree.map(put, encoded, pool), cleared(columns, slot_indices[i])
 
     state, decoded = slots.state, slots.state.decoded
     is_new = jnp.zeros(slot_indices.shape, bool).at[slot_indices].set(True, mode="drop")
     drafts = decoded.drafts
     if drafts is not None:
         drafts = dataclasses.replace(drafts, layers_run=jnp.where(is_new, 0, drafts.layers_run))
+    encoded, columns = lax.fori_loop(0, count, start, (slots.encoded, state.cache.columns))
     return Slots(
-        lax.fori_loop(0, count, start, slots.encoded),
+        encoded,
         dataclasses.replace(
             state,
             token=jnp.where(is_new, program.config.decoder_start_token_id, state.token),
             ended=state.ended & ~is_new,
-            cache=restarted(program, state.cache, is_new),
+            cache=restarted(program, dataclasses.replace(state.cache, columns=columns), is_new),
             decoded=dataclasses.replace(decoded, lengths=jnp.where(is_new, 0, decoded.lengths), drafts=drafts),
         ),
     )

@@ -1,16 +1,37 @@
 """The engine: the text of each request is that of the request alone, whatever runs beside it."""
 
+import contextlib
 import dataclasses
+import statistics
+import threading
+import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.decode import lanes
+from dvp_jax.decode import api, lanes
 from dvp_jax.decode.engine import Engine
-from tests.decode.helpers import CALM, DECAY, DVP, FULL, LOSSLESS, MODEL, ORACLE, SHALLOW, STATE, lettered, run
+from tests.decode.helpers import (
+    CALM,
+    DECAY,
+    DVP,
+    FULL,
+    LOSSLESS,
+    MODEL,
+    ORACLE,
+    SHALLOW,
+    STATE,
+    Letters,
+    lettered,
+    padded,
+    run,
+)
 from tests.models import both
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -80,10 +101,15 @@ def test_results_come_in_order_or_as_they_end():
     [
         ([], "request is []; allowed: a text, or at least one token id"),
         (" ", "request is ' '; allowed: a text that is not empty"),
+        ("a\ud83d", "request has '\\ud83d', half a surrogate pair, as character 2; allowed: whole characters"),
         ("text", "model.tokenizer is None; allowed: token ids, or a model that has a tokenizer"),
         (None, "request is None; allowed: a text, or at least one token id"),
         (7, "request is 7; allowed: a text, or at least one token id"),
         ([0.5], "request is [0.5]; allowed: a text, or at least one token id"),
+        (
+            np.array([[5, 6], [7, 8]]),
+            "request is array([[5, 6], [7, 8]]); allowed: a text, or at least one token id",
+        ),
         ([5, 211], "request has ids from 5 to 211; allowed: 0 to 210"),
         ([5] * 33, "request has 33 tokens; allowed: at most 32"),
     ],
@@ -95,6 +121,225 @@ def test_a_bad_request_gets_its_own_error_and_the_others_go_on(bad, message):
     assert str(refused.error) == message and refused.output is None
     assert_alone(first.output, [5], CALM)
     assert_alone(last.output, [6], CALM)
+
+
+@pytest.mark.parametrize("array", [np.array, jnp.array, torch.tensor, tuple], ids=lambda array: array.__name__)
+def test_ids_may_be_an_array_of_any_library(array):
+    (result,) = Engine(MODEL_OF, CALM, slots=2).run([array([5, 6])])
+    assert_alone(result.output, [5, 6], CALM)
+
+
+REQUESTS = [[first, 5] for first in range(2, 9)]
+
+
+def assert_ended(results, errors=(), requests=REQUESTS, cfg=CALM):
+    """Expects one result for each request: an error for some, and for the others the text of the request alone."""
+    assert sorted(result.request_id for result in results) == list(range(len(requests)))
+    assert {result.request_id for result in results if result.error} == set(errors)
+    for result in results:
+        if not result.error:
+            assert_alone(result.output, requests[result.request_id], cfg)
+
+
+def fails(monkeypatch, name, error, at, module=lanes):
+    """Lets a function of a module fail at its `at`-th call, after its work, so that arrays are donated."""
+    function, calls = getattr(module, name), []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        out = function(*args, **kwargs)
+        if len(calls) == at:
+            raise error
+        return out
+
+    monkeypatch.setattr(module, name, failing)
+
+
+FUNCTIONS = ["encode", "_refill", "_advance", "to_text", "decode_arguments"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_error_is_the_result_of_the_requests_that_met_it_and_the_others_go_on(monkeypatch, name):
+    fails(monkeypatch, name, RuntimeError("out of memory"), at=1)
+    results = list(Engine(MODEL_OF, CALM, slots=2, steps=1).run(REQUESTS))
+    assert_ended(results, errors={0} if name == "to_text" else {0, 1})
+    assert {str(result.error) for result in results if result.error} == {"out of memory"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_after_an_interrupt_the_engine_goes_on_with_every_request(monkeypatch, name):
+    fails(monkeypatch, name, KeyboardInterrupt(), at=1 if name == "decode_arguments" else 2)
+    engine, results = Engine(MODEL_OF, CALM, slots=2, steps=1), []
+    with pytest.raises(KeyboardInterrupt):
+        results.extend(engine.run(REQUESTS[:4]))
+    results += engine.run(REQUESTS[4:], in_order=True)
+    assert_ended(results)
+
+
+def test_a_tokenizers_error_is_that_of_the_request():
+    class Fails(Letters):
+        def __call__(self, text):
+            raise KeyError(text)
+
+    engine = Engine(dataclasses.replace(MODEL_OF, tokenizer=Fails()), CALM, slots=2)
+    text, ids = engine.run(["abc", [5]], in_order=True)
+    assert isinstance(text.error, KeyError) and text.output is None
+    assert_alone(ids.output, [5], CALM)
+
+
+def test_results_that_nobody_took_stay():
+    def coming():
+        yield from REQUESTS[:3]
+        raise OSError("no more lines")
+
+    engine, results = Engine(MODEL_OF, CALM, slots=2), []
+    engine.submit([])
+    with contextlib.suppress(OSError):
+        results.extend(engine.run(coming()))
+    for request in REQUESTS[3:]:
+        engine.submit(request)
+    for result in engine.run([]):
+        results.append(result)
+        break
+    results += engine.step()
+    results += engine.run([], in_order=True)
+    assert_ended(results, errors=[0], requests=[[], *REQUESTS])
+
+
+def test_in_order_begins_with_requests_that_were_submitted_before():
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    for request in [REQUESTS[0], [], REQUESTS[2]]:
+        engine.submit(request)
+    results = list(engine.run(REQUESTS[3:], in_order=True))
+    assert [result.request_id for result in results] == list(range(len(REQUESTS)))
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended():
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    first = engine.run(REQUESTS)
+    results = [next(first)]
+    with pytest.raises(RuntimeError, match="another run of this engine has not ended; allowed: one at a time"):
+        next(engine.run([]))
+    with pytest.raises(RuntimeError, match="another run"):
+        engine.texts([[5]])
+    first.close()
+    assert_ended(results + list(engine.run([]))[: len(REQUESTS)])
+
+
+def test_texts_leaves_the_results_of_other_requests():
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    engine.submit(REQUESTS[0])
+    assert_alone(engine.texts([REQUESTS[1]])[0], REQUESTS[1], CALM)
+    assert_ended(engine.step(), requests=REQUESTS[:1])
+
+
+def test_texts_that_fail_leave_nothing_behind(monkeypatch):
+    engine = Engine(MODEL_OF, CALM, slots=2)
+    with monkeypatch.context() as patch:
+        fails(patch, "_advance", MemoryError(), at=2)
+        with pytest.raises(MemoryError):
+            engine.texts(REQUESTS)
+    assert not engine.step()
+    assert_alone(engine.texts([[5]])[0], [5], CALM)
+
+
+def test_threads_share_an_engine():
+    engine, taken = Engine(MODEL_OF, CALM, slots=2, steps=2), []
+    submitted = threading.Barrier(3)
+
+    def work(requests):
+        ids = [engine.submit(request) for request in requests]
+        engine.cancel(ids[0])
+        submitted.wait()
+        while results := engine.step():
+            taken.extend(results)
+
+    threads = [threading.Thread(target=work, args=[[[5, 6]] * 6]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken += engine.run([])
+    assert sorted(result.request_id for result in taken) == list(range(18))
+    assert sum(result.output is None for result in taken) == 3
+
+
+def test_bookkeeping_takes_no_longer_with_many_waiting_requests():
+    engine = Engine(MODEL_OF, CALM, slots=2, steps=1)
+
+    def median_seconds(call):
+        times = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    def seconds(count):
+        last = [engine.submit([5, 6]) for _ in range(count)][-1]
+        newest = iter(range(last, 0, -1))
+        return median_seconds(engine.step), median_seconds(lambda: engine.cancel(next(newest)))
+
+    few, many = seconds(100), seconds(50_000)
+    assert all(slow < 5 * fast + 1e-4 for fast, slow in zip(few, many, strict=True)), (few, many)
+
+
+def spoiled(encode):
+    """`encode` with keys and values that are NaN for the sources with id 7."""
+
+    def encode_spoiled(*args, **kwargs):
+        encoded = encode(*args, **kwargs)
+        bad = jnp.any(encoded.ids == 7, axis=1)[:, None, None, None]
+        cross = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), encoded.cross)
+        return dataclasses.replace(encoded, cross=cross)
+
+    return encode_spoiled
+
+
+@pytest.mark.parametrize("cfg", [CALM, SHALLOW, LOSSLESS], ids=["calm", "shallow-deep", "lossless"])
+def test_logits_that_are_not_finite_are_the_error_of_their_request(monkeypatch, cfg):
+    monkeypatch.setattr(lanes, "encode", spoiled(lanes.encode))
+    requests = [[7], *REQUESTS[:3]]  # of which one follows in the slot of the first
+    results = list(Engine(MODEL_OF, cfg, slots=2).run(requests))
+    assert_ended(results, errors=[0], requests=requests, cfg=cfg)
+    message = "logits of token 1 are not finite; allowed: a model that does not overflow"
+    assert [str(result.error) for result in results if result.error] == [message]
+
+
+@pytest.mark.parametrize("slots", [2, 16])
+def test_a_prompt_whose_logits_are_not_finite_is_named(monkeypatch, slots):
+    for module in (api, lanes):
+        monkeypatch.setattr(module, "encode", spoiled(module.encode))
+    with pytest.raises(ValueError, match=r"prompts\[2\]: logits of token 1 are not finite"):
+        dvp_jax.generate_text(lettered(), ["a", "b", "xf", "c"], DVP, slots=slots)
+
+
+def test_a_request_that_is_encoded_and_waits_for_a_slot_is_cancelled_alone():
+    engine, results = Engine(MODEL_OF, CALM, slots=2, steps=1), []
+    for request in [REQUESTS[0], *REQUESTS]:
+        engine.submit(request)
+    results += engine.step()
+    assert engine.cancel(0)  # one slot is free, two requests are encoded
+    results += engine.step()
+    ((request_id, _),) = engine._lanes[32]._prefilled
+    assert engine.cancel(request_id)
+    results += engine.run([])
+    assert_ended(results, errors=[0, request_id], requests=[REQUESTS[0], *REQUESTS])
+
+
+def test_slots_are_refilled_when_an_eighth_of_them_is_free_and_requests_wait():
+    model = dataclasses.replace(MODEL_OF, config=dataclasses.replace(MODEL_OF.config, eos_token_id=163))
+    requests = [[first, 5] for first in range(2, 18)]
+    lengths = dvp_jax.generate(model, *padded(requests), CALM).lengths
+    first, second = sorted(lengths)[:2]
+    assert first < second < 8, "else it does not matter how many are free"
+    for waiting, steps in (([[5]], second), ([], 8)):
+        engine = Engine(model, CALM, slots=16)
+        for request in requests + waiting:
+            engine.submit(request)
+        ended = [result.request_id for result in engine.step()]
+        assert engine.work["steps"] == steps
+        assert sorted(ended) == np.flatnonzero(lengths <= steps).tolist()
 
 
 def test_cancelling_frees_the_slot_of_a_request_wherever_it_is():
