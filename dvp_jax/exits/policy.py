@@ -353,7 +353,8 @@ class CALM(CandidateDepths):
         def skip(hidden: Array) -> tuple[Array, Array]:
             return jnp.zeros(hidden.shape[0], jnp.int32), confidence
 
-        return ExitDecision(exits, *lax.cond(jnp.any(exits), read, skip, output.hidden), None)
+        token, marked = lax.cond(jnp.any(exits), read, skip, output.hidden)
+        return ExitDecision(exits, token, marked, None)
 
     def reads(self, exit_layers: np.ndarray) -> Reads:
         if self.confidence not in LOGIT_MEASURES:
