@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dvp_jax.decode.text import check_text
+
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl")
 _QUOTED = re.compile(r'"(?:[^"]|"")*+"(?=[,\r\n])')  # a whole field of CSV
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -57,24 +58,6 @@ class Row(NamedTuple):
         """Returns the text or the integer of the column "id". Raises as `text`."""
         cell = self.cell("id")
         return check_text(f"{self.where}: id", str(cell) if isinstance(cell, int) else cell, may_be_blank=True)
-
-
-def check_text(name: str, value: Any, *, may_be_blank: bool = False) -> str:
-    """Returns a text that a tokenizer can read.
-
-    Args:
-        name: what the value is, for errors.
-        value: any value.
-        may_be_blank: whether white space alone is allowed.
-
-    Raises:
-        ValueError: the value is not text, is blank, or holds half of a character (a surrogate without its pair).
-    """
-    if not isinstance(value, str) or not (may_be_blank or value.strip()):
-        raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: text that is not empty")
-    if half := _SURROGATE.search(value):
-        raise ValueError(f"{name} holds {half[0]!r} at character {half.start() + 1}; allowed: whole characters")
-    return value
 
 
 def read_text(path: str | Path) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from dvp_jax.data.rows import Row, check_text, read_json, read_rows
+from dvp_jax.data.rows import Row, read_json, read_rows
 from dvp_jax.data.task import Example
+from dvp_jax.decode.text import check_text
 from dvp_jax.metrics.squad import squad_scores
 
 _COLUMNS = ("id", "question", "context", "answers")

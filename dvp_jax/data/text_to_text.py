@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dvp_jax.data.rows import check_text, read_rows
+from dvp_jax.data.rows import read_rows
 from dvp_jax.data.task import Example
+from dvp_jax.decode.text import check_text
 from dvp_jax.metrics.rouge import rouge_scores
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from sacrebleu.metrics import BLEU
 
-from dvp_jax.data.rows import Row, check_text, read_lines, read_rows
+from dvp_jax.data.rows import Row, read_lines, read_rows
 from dvp_jax.data.task import Example
+from dvp_jax.decode.text import check_text
 from dvp_jax.metrics.translation import bleu, bleu_tokenizer, suits_13a, translation_scores
 
 

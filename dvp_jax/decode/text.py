@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -120,17 +122,23 @@ def tokenize(
     return pad_rows(rows, len(rows), max(map(len, rows)), model.config.pad_token_id)
 
 
-def check_text(name: str, text: str) -> None:
-    """Raises ValueError where a text is none, is empty or has half a surrogate pair, which no tokenizer takes."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} is {text!r}; allowed: a text that is not empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half, place = text[error.start], error.start + 1
-        raise ValueError(
-            f"{name} has {half!r}, half a surrogate pair, as character {place}; allowed: whole characters"
-        ) from None
+def check_text(name: str, value: Any, *, may_be_blank: bool = False) -> str:
+    """Returns a text that a tokenizer can read.
+
+    Args:
+        name: what the value is, for errors.
+        value: any value.
+        may_be_blank: whether white space alone is allowed.
+
+    Raises:
+        ValueError: the value is not text, is blank, or holds half of a character (a surrogate without its pair).
+    """
+    if not isinstance(value, str) or not (may_be_blank or value.strip()):
+        raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: a text that is not empty")
+    if half := re.search("[\ud800-\udfff]", value):
+        where = f"half a surrogate pair, as character {half.start() + 1}"
+        raise ValueError(f"{name} has {half[0]!r}, {where}; allowed: whole characters")
+    return value
 
 
 def token_rows(

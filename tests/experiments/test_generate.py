@@ -57,7 +57,8 @@ def test_generate_refuses_impossible_exit_depths(checkpoint, text):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [("a \udcff", r"prompt holds '\udcff' at character 3"), (" ", "prompt is ' '")]
+    ("prompt", "message"),
+    [("a \udcff", r"prompt has '\udcff', half a surrogate pair, as character 3"), (" ", "prompt is ' '")],
 )
 def test_generate_refuses_a_prompt_that_is_no_text_before_it_reads_the_model(prompt, message):
     check_error(launch("generate", "--model=no/such/folder", f"--prompt={prompt}"), message)
