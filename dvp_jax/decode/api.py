@@ -131,8 +131,8 @@ def decode_arguments(
 ) -> tuple[DecodeProgram, DecodeInputs]:
     """The arguments of the jitted loop. Args and Raises as `decode`."""
     policy = decode_policy(model, cfg)
-    num_layers, num_rows = model.config.num_decoder_layers, encoded.active.shape[0]
-    settings = row_settings(cfg, num_layers, cfg.seed + np.arange(num_rows))
+    num_rows = encoded.active.shape[0]
+    settings = row_settings(cfg, model.config, cfg.seed + np.arange(num_rows))
     if thresholds is not None:
         allowed = settings.thresholds.shape[1:]
         if thresholds.shape != allowed:
@@ -153,20 +153,25 @@ def decode_arguments(
     return program, DecodeInputs(model.params, int8, stacked, encoded, common, settings)
 
 
-def row_settings(cfg: DecodeConfig, num_layers: int, seeds: Int[np.ndarray, " rows"]) -> Settings:
+def row_settings(
+    cfg: DecodeConfig, config: T5Config, seeds: Int[np.ndarray, " rows"], compiled: DecodeConfig | None = None
+) -> Settings:
     """The settings of rows that are all decoded by one config.
 
     Args:
         cfg: how to decode.
-        num_layers: L, of the decoder.
+        config: of the model.
         seeds: of each row.
+        compiled: the config that the program was compiled for; None for cfg.
     """
+    compiled = cfg if compiled is None else compiled
     threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
-    schedule = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
+    schedule = threshold_schedule(threshold, cfg.max_new_tokens, config.num_decoder_layers, cfg.decay_temperature)
+    unused = compiled.max_new_tokens - cfg.max_new_tokens
     return Settings(
-        thresholds=jnp.repeat(schedule[None], len(seeds), axis=0),
+        thresholds=jnp.repeat(jnp.pad(schedule, ((0, unused), (0, 0)))[None], len(seeds), axis=0),
         max_new_tokens=jnp.full(len(seeds), cfg.max_new_tokens, jnp.int32),
-        sampling=make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if cfg.samples else None,
+        sampling=make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if compiled.samples else None,
     )
 
 

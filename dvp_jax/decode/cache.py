@@ -1,8 +1,7 @@
 """The self-attention cache, and the decoder layers that read it.
 
 A row writes at its own length: column `c` holds the keys and values of its token `c`. So rows of different lengths
-stand side by side. A row that begins a new text, or takes tokens back, needs nothing cleared: its length becomes
-smaller, and later columns are not attended to.
+stand side by side. A row that takes tokens back becomes shorter: no token attends to the columns after it.
 
 Each step writes the last `policy.window` tokens of each row. The window is this token alone, unless skipped layers
 run later (`dvp_jax.decode.deferred`): then it also holds the tokens that wait for them. The cache begins with

@@ -35,6 +35,8 @@ UNEMBEDDINGS = ("auto", "float", "int8")
 
 _ANY_DEPTH = sys.maxsize
 """A number of layers that every setting fits."""
+_ANY_RANK = 2**31 - 1
+"""A top_k that every vocabulary fits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +193,9 @@ class DecodeConfig:
         if self.top_p is not None and not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
             raise ValueError(f"top_p is {self.top_p!r}; allowed: a number above 0, to 1")
         check_integer("seed", self.seed, 0, None)
-        if not self.samples:
-            for name in ("top_k", "top_p"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is {getattr(self, name)!r}; allowed with temperature 0: None")
-        elif self.method == "oracle":
+        if self.samples and self.method == "oracle":
             raise ValueError(f"temperature is {self.temperature}; allowed with method 'oracle': 0")
-        elif self.unembedding == "int8":
+        if self.samples and self.unembedding == "int8":
             raise ValueError("unembedding is 'int8'; allowed with a temperature above 0: auto, float")
 
     @property
@@ -311,6 +309,43 @@ def make_config(fields: Mapping[str, Any], where: str) -> DecodeConfig:
     if unknown := [name for name in fields if name not in allowed]:
         raise ValueError(f"{where} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     return DecodeConfig(**fields)
+
+
+_OF_A_REQUEST = ("threshold", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+"""Fields that each request of an engine may have for itself."""
+
+
+def request_config(cfg: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfig:
+    """The config of a request that a program decodes which was compiled for another one.
+
+    Args:
+        cfg: what the program was compiled for.
+        changes: fields that the request has for itself, of `_OF_A_REQUEST`.
+
+    Raises:
+        ValueError: another field, an impossible value, or one that needs another program.
+    """
+    if unknown := [name for name in changes if name not in _OF_A_REQUEST]:
+        raise ValueError(f"a request has no {', '.join(unknown)}; allowed: {', '.join(_OF_A_REQUEST)}")
+    per_depth = None if "threshold" in changes else cfg.thresholds_per_depth
+    own = dataclasses.replace(cfg, **changes, thresholds_per_depth=per_depth)
+    if own.max_new_tokens > cfg.max_new_tokens:
+        raise ValueError(
+            f"max_new_tokens is {own.max_new_tokens}; allowed: 1 to {cfg.max_new_tokens}, as the engine's"
+        )
+    for name, is_off in (
+        ("temperature", not cfg.samples),
+        ("top_k", cfg.top_k is None),
+        ("top_p", cfg.top_p is None),
+    ):
+        if is_off and getattr(own, name) != getattr(cfg, name):
+            raise ValueError(
+                f"{name} is {getattr(own, name)!r}; allowed: {getattr(cfg, name)!r}, as the engine's config"
+            )
+    # The program restricts its draws; so does a request that is free of it, by nothing.
+    top_k = _ANY_RANK if own.top_k is None and cfg.top_k is not None else own.top_k
+    top_p = 1.0 if own.top_p is None and cfg.top_p is not None else own.top_p
+    return dataclasses.replace(own, top_k=top_k, top_p=top_p)
 
 
 def load_decode_config(path: str | Path) -> DecodeConfig:

@@ -10,18 +10,22 @@ in use, however many requests come.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import textwrap
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dvp_jax.decode.api import decode_policy, generate
-from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.lanes import Lane, Result
-from dvp_jax.decode.text import GeneratedText, check_text, source_bucket, to_text, tokenize, unpad_rows
+from dvp_jax.decode.api import decode_policy, generate, row_settings
+from dvp_jax.decode.config import DecodeConfig, request_config
+from dvp_jax.decode.lanes import Asked, Lane, Result
+from dvp_jax.decode.program import Settings
+from dvp_jax.decode.text import GeneratedText, Piece, check_text, source_bucket, to_text, tokenize, unpad_rows
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import round_up_rows
 
@@ -68,19 +72,28 @@ class Engine:
                 raise ValueError(f"{name} is {value}; allowed: at least 1")
         decode_policy(model, cfg)
         self._model, self._cfg, self._steps = model, cfg, steps
+        self._default = _on_host(row_settings(cfg, model.config, np.zeros(1, int)))  # of a request
         self._num_slots = round_up_rows(model.mesh, slots)
         self._max_source_length = max_source_length
         self._lanes: dict[int, Lane] = {}
         self._results: dict[int, Result] = {}  # that nobody has taken yet
         self._num_requests = 0
+        self._streamed: set[int] = set()  # requests whose results only `stream` takes
         self._lock = threading.RLock()  # held while anything above changes
         self._runs = threading.Lock()  # held by the one `run`
         self.work: dict[str, float] = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
         """Steps taken, tokens decoded, layers run (in each step as many as its deepest row), and seconds of the
         encoder."""
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, **settings: Any) -> int:
         """Queues a request. A bad request gets an error as its result.
+
+        Args:
+            request: a text, or token ids with the end token.
+            **settings: of this request, instead of those of the engine's config: `threshold`, `max_new_tokens` (at
+                most the config's), and where the config samples `temperature`, `seed`, and those of `top_k` and
+                `top_p` that it sets. The seed is the config's plus the request's id by default. Nothing is
+                compiled for them.
 
         Returns:
             Its id: 0, 1, ...
@@ -89,6 +102,7 @@ class Engine:
             request_id, self._num_requests = self._num_requests, self._num_requests + 1
             try:
                 ids = self._ids(request)
+                own = self._settings({"seed": self._cfg.seed + request_id, **settings})
             except Exception as error:  # also what a tokenizer raises
                 self._results[request_id] = Result(request_id, None, error)
                 return request_id
@@ -96,7 +110,7 @@ class Engine:
             if bucket not in self._lanes:
                 lane = Lane(self._model, self._cfg, self._num_slots, self._results, self.work)
                 self._lanes[bucket] = lane
-            self._lanes[bucket].waiting[request_id] = ids
+            self._lanes[bucket].waiting[request_id] = Asked(ids, own)
             return request_id
 
     def cancel(self, request_id: int) -> bool:
@@ -112,10 +126,9 @@ class Engine:
         Where the device or a policy raises an error, the requests that it has met get it as their result.
         """
         with self._lock:
-            self._step()
-            results = list(self._results.values())
-            self._results.clear()
-            return results
+            self._step(self._steps)
+            ids = self._results.keys() - self._streamed
+            return [self._results.pop(request_id) for request_id in ids]
 
     def run(self, requests: Iterable[Request], *, in_order: bool = False) -> Iterator[Result]:
         """Decodes requests, taken one by one as there is room for them.
@@ -140,9 +153,9 @@ class Engine:
                 for request in itertools.islice(upcoming, max(room, 0)):
                     self.submit(request)
                 with self._lock:
-                    self._step()
+                    self._step(self._steps)
                     oldest = min((lane.oldest for lane in self._busy_lanes()), default=self._num_requests)
-                    ended = sorted(i for i in self._results if not in_order or i < oldest)
+                    ended = sorted(i for i in self._results.keys() - self._streamed if not in_order or i < oldest)
                 for request_id in ended:
                     if result := self._results.pop(request_id, None):  # None: `step` has returned it meanwhile
                         yield result
@@ -150,6 +163,47 @@ class Engine:
                     return
         finally:
             self._runs.release()
+
+    def stream(self, request: Request, **settings: Any) -> Iterator[Piece]:
+        """Decodes a request token by token. Others that run or wait go on meanwhile.
+
+        Args:
+            request: as for `submit`.
+            **settings: as for `submit`.
+
+        Yields:
+            What is new of the text. Drafts of "lossless" come when they are verified.
+
+        Raises:
+            ValueError: the request or a setting is bad, or logits are not finite.
+            Exception: of the device or a policy, while it decoded.
+        """
+        with self._lock:
+            request_id = self.submit(request, **settings)
+            self._streamed.add(request_id)
+        try:
+            before = None
+            while True:
+                with self._lock:
+                    if not (result := self._results.pop(request_id, None)):
+                        self._step(1)
+                        lane = next((lane for lane in self._lanes.values() if request_id in lane), None)
+                        text = lane.so_far(request_id) if lane is not None else None
+                if result and result.error:
+                    raise result.error
+                text = result.output if result else text
+                if text is not None:
+                    piece = Piece.between(before, text, is_whole=result is not None)
+                    if piece.tokens:
+                        before = text
+                        yield piece
+                if result:
+                    return
+        finally:
+            with self._lock:
+                self._drop(request_id)
+                self._results.pop(request_id, None)
+                self._streamed.discard(request_id)
 
     def texts(self, requests: Iterable[Request]) -> list[GeneratedText]:
         """Decodes requests that must all be valid, the longest sources first, which keeps slots busier.
@@ -167,7 +221,7 @@ class Engine:
         indices, texts, others = dict[int, int](), dict[int, GeneratedText](), dict[int, Result]()
         try:
             for index in order:
-                indices[self.submit(sources[index])] = index
+                indices[self.submit(sources[index], seed=self._cfg.seed + index)] = index
             for result in self.run([]):
                 if result.request_id not in indices:
                     others[result.request_id] = result
@@ -197,14 +251,29 @@ class Engine:
         with self._lock:
             return [lane for lane in self._lanes.values() if len(lane)]
 
-    def _step(self) -> None:
+    def _settings(self, changes: Mapping[str, Any]) -> Settings:
+        """The settings of a request, one row of numpy arrays.
+
+        Raises:
+            ValueError: a setting that the engine's program does not have, or an impossible value.
+        """
+        own = request_config(self._cfg, changes)
+        settings = self._default
+        if changes.keys() != {"seed"}:
+            settings = _on_host(row_settings(own, self._model.config, np.zeros(1, int), self._cfg))
+        if settings.sampling is None:
+            return settings
+        seeds: Any = np.array([own.seed % 2**32], np.uint32)
+        return dataclasses.replace(settings, sampling=dataclasses.replace(settings.sampling, seeds=seeds))
+
+    def _step(self, max_steps: int) -> None:
         """Steps the lane with the most requests to step together, or the one with the request that waited long."""
         if not (lanes := self._busy_lanes()):
             return
         oldest = min(lanes, key=lambda lane: lane.oldest)
         fullest = max(lanes, key=lambda lane: min(len(lane), self._num_slots))
         waited_long = self._num_requests - oldest.oldest > _PATIENCE * self._num_slots
-        (oldest if waited_long else fullest).step(self._steps)
+        (oldest if waited_long else fullest).step(max_steps)
 
     def _ids(self, request: Request) -> list[int]:
         """The token ids of a request.
@@ -227,6 +296,10 @@ class Engine:
         if len(ids) > self._max_source_length:
             raise ValueError(f"request has {len(ids)} tokens; allowed: at most {self._max_source_length}")
         return ids.tolist()
+
+
+def _on_host(settings: Settings) -> Settings:
+    return jax.tree.map(np.asarray, settings)
 
 
 def generate_text(

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import OrderedDict, deque
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from dvp_jax.decode.api import decode_arguments, encode
 from dvp_jax.decode.cache import Columns, cleared, restarted
 from dvp_jax.decode.compiling import ProgramJit
 from dvp_jax.decode.config import DecodeConfig
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded, Settings
 from dvp_jax.decode.text import GeneratedText, pad_rows, to_text
 from dvp_jax.decode.token_loop import DecodeState, initial_state, next_token
 from dvp_jax.t5.load import Model
@@ -31,6 +32,7 @@ class Slots:
     """What the slots of a lane hold."""
 
     encoded: Encoded
+    settings: Settings
     state: DecodeState
 
 
@@ -44,8 +46,8 @@ class StepCounts:
 
 
 @partial(jax.jit, static_argnums=0)
-def _empty_slots(program: DecodeProgram, encoded: Encoded) -> Slots:
-    return Slots(encoded, initial_state(program, encoded))
+def _empty_slots(program: DecodeProgram, inputs: DecodeInputs) -> Slots:
+    return Slots(inputs.encoded, inputs.settings, initial_state(program, inputs.encoded))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -53,30 +55,39 @@ def _refill(
     program: DecodeProgram,
     slots: Slots,
     pool: Encoded,
+    settings: Settings,
     sources: Int[Array, " slots"],
     slot_indices: Int[Array, " slots"],
     count: Int[Array, ""],
 ) -> Slots:
-    """Starts source sources[i] of the pool in slot slot_indices[i], for i < count. The other slots go on.
+    """Starts source sources[i] of the pool in slot slot_indices[i] with settings i, for i < count.
+
+    The other slots go on.
 
     From count on, slot_indices lie outside the slots.
     """
 
-    def start(i: Array, filled: tuple[Encoded, Columns]) -> tuple[Encoded, Columns]:
-        def put(slot_rows: Array, pool_rows: Array) -> Array:
-            return lax.dynamic_update_index_in_dim(slot_rows, pool_rows[sources[i]], slot_indices[i], axis=0)
+    def start(i: Array, filled: tuple[Encoded, Settings, Columns]) -> tuple[Encoded, Settings, Columns]:
+        def put(slot_rows: Array, row: Array) -> Array:
+            return lax.dynamic_update_index_in_dim(slot_rows, row, slot_indices[i], axis=0)
 
-        encoded, columns = filled
-        return jax.tree.map(put, encoded, pool), cleared(columns, slot_indices[i])
+        encoded, own, columns = filled
+        return (
+            jax.tree.map(lambda slot_rows, rows: put(slot_rows, rows[sources[i]]), encoded, pool),
+            jax.tree.map(lambda slot_rows, rows: put(slot_rows, rows[i]), own, settings),
+            cleared(columns, slot_indices[i]),
+        )
 
     state, decoded = slots.state, slots.state.decoded
     is_new = jnp.zeros(slot_indices.shape, bool).at[slot_indices].set(True, mode="drop")
     drafts = decoded.drafts
     if drafts is not None:
         drafts = dataclasses.replace(drafts, layers_run=jnp.where(is_new, 0, drafts.layers_run))
-    encoded, columns = lax.fori_loop(0, count, start, (slots.encoded, state.cache.columns))
+    filled = slots.encoded, slots.settings, state.cache.columns
+    encoded, own, columns = lax.fori_loop(0, count, start, filled)
     return Slots(
         encoded,
+        own,
         dataclasses.replace(
             state,
             token=jnp.where(is_new, program.config.decoder_start_token_id, state.token),
@@ -127,6 +138,13 @@ class Result:
     error: Exception | None = None
 
 
+class Asked(NamedTuple):
+    """A request as a lane decodes it."""
+
+    ids: list[int]
+    settings: Settings  # of one row
+
+
 @dataclasses.dataclass
 class _OnDevice:
     """What a lane keeps on the device from its first encoded request on."""
@@ -154,8 +172,8 @@ class Lane:
         self, model: Model, cfg: DecodeConfig, num_slots: int, results: dict[int, Result], work: dict[str, float]
     ) -> None:
         self._model, self._cfg, self._results, self._work = model, cfg, results, work
-        self.waiting: OrderedDict[int, list[int]] = OrderedDict()  # request ids, and their token ids
-        self._admitted: dict[int, list[int]] = {}  # likewise: encoded or in a slot
+        self.waiting: OrderedDict[int, Asked] = OrderedDict()  # by request id
+        self._admitted: dict[int, Asked] = {}  # likewise: encoded or in a slot
         self._prefilled: deque[tuple[int, int]] = deque()  # request ids, and their rows of the pool
         self._running: list[int | None] = [None] * num_slots  # the request id in each slot
         self._pool: Encoded
@@ -184,6 +202,18 @@ class Lane:
             state = dataclasses.replace(state, ended=state.ended.at[slot].set(True))
             self._device.slots = dataclasses.replace(self._device.slots, state=state)
 
+    def so_far(self, request_id: int) -> GeneratedText | None:
+        """The text of a running request so far, without drafts that wait. None until it runs."""
+        if self._device is None or request_id not in self._running:
+            return None
+        slot, state = self._running.index(request_id), self._device.slots.state
+        decoded, policy = jax.tree.map(to_host, state.decoded), self._device.program.policy
+        if policy.verifies:
+            assert state.cache.waiting is not None
+            drafts = to_host(state.cache.waiting.depths)[:, :-1] < policy.last_depth
+            decoded = dataclasses.replace(decoded, lengths=decoded.lengths - drafts.sum(axis=1))
+        return to_text(self._model, decoded, slot)
+
     def step(self, max_steps: int) -> None:
         """Refills the slots and steps them. Adds results of the requests that have ended.
 
@@ -199,7 +229,7 @@ class Lane:
                 self._advance(self._device, max_steps)
         except BaseException as error:
             # Arrays that were donated are lost, so that all that is on the device is made again.
-            admitted = {i: ids for i, ids in self._admitted.items() if i not in self._results}
+            admitted = {i: asked for i, asked in self._admitted.items() if i not in self._results}
             if isinstance(error, Exception):
                 self._results |= {request_id: Result(request_id, None, error) for request_id in admitted}
             else:
@@ -213,7 +243,7 @@ class Lane:
         num_free, num_slots = self._running.count(None), len(self._running)
         is_asked_for = len(self.waiting) + len(self._prefilled) > 0
         stop_at_ended = num_free + max(1, num_slots // 8) if is_asked_for else num_slots
-        inputs = dataclasses.replace(device.inputs, encoded=device.slots.encoded)
+        inputs = dataclasses.replace(device.inputs, encoded=device.slots.encoded, settings=device.slots.settings)
         with self._model.context():
             state, counts = _advance(device.program, inputs, device.slots.state, max_steps, stop_at_ended)
         device.slots = dataclasses.replace(device.slots, state=state)
@@ -256,12 +286,16 @@ class Lane:
                 continue
             count = min(len(free), len(self._prefilled))
             sources, slot_indices = np.zeros(num_slots, np.int32), np.full(num_slots, num_slots, np.int32)
+            settings = []
             for i, slot in enumerate(free[:count]):
-                self._running[slot], sources[i] = self._prefilled.popleft()
-                slot_indices[i] = slot
-            assert self._device is not None
-            slots = _refill(self._device.program, self._device.slots, self._pool, sources, slot_indices, count)
-            self._device.slots = slots
+                request_id, sources[i] = self._prefilled.popleft()
+                self._running[slot], slot_indices[i] = request_id, slot
+                settings.append(self._admitted[request_id].settings)
+            settings += settings[:1] * (num_slots - count)
+            rows = jax.tree.map(lambda *rows: np.concatenate(rows), *settings)
+            device = self._device
+            assert device is not None
+            device.slots = _refill(device.program, device.slots, self._pool, rows, sources, slot_indices, count)
 
     def _prefill(self) -> None:
         """Encodes as many waiting requests as there are slots; one alone, or all of them in one shape.
@@ -274,7 +308,7 @@ class Lane:
         self._admitted |= chosen
         for request_id in chosen:
             del self.waiting[request_id]
-        rows = list(chosen.values())
+        rows = [asked.ids for asked in chosen.values()]
         source = pad_rows(rows, len(rows), max(map(len, rows)), self._model.config.pad_token_id)
         pool_rows = 1 if len(rows) == 1 else num_slots
         try:
@@ -289,4 +323,4 @@ class Lane:
             empty = jax.tree.map(lambda x: jnp.zeros((num_slots, *x.shape[1:]), x.dtype), self._pool)
             empty = place_rows(self._model.mesh, empty)  # no row is active
             program, inputs = decode_arguments(self._model, empty, self._cfg)
-            self._device = _OnDevice(program, inputs, _empty_slots(program, empty))
+            self._device = _OnDevice(program, inputs, _empty_slots(program, inputs))

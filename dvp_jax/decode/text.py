@@ -55,6 +55,42 @@ class GeneratedText:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What is new of a text that is being decoded.
+
+    Attributes:
+        text: what it adds to the text; "" where the bytes of a character are not whole yet.
+        tokens: their ids.
+        exit_layers: layers run, of each token.
+        confidences: as in `GeneratedText`.
+    """
+
+    text: str
+    tokens: list[int]
+    exit_layers: list[int]
+    confidences: list[float]
+
+    @classmethod
+    def between(cls, before: GeneratedText | None, after: GeneratedText, is_whole: bool) -> Piece:
+        """What a text has after that it had not before.
+
+        Args:
+            before: the tokens so far; None for none.
+            after: these tokens, and more.
+            is_whole: whether no token follows.
+        """
+        start, shown = (len(before.tokens), _whole(before.text)) if before else (0, "")
+        text = after.text if is_whole else _whole(after.text)
+        new = slice(start, None)
+        return cls(text[len(shown) :], after.tokens[new], after.exit_layers[new], after.confidences[new])
+
+
+def _whole(text: str) -> str:
+    """A text without a last character whose bytes are not whole."""
+    return text.rstrip("\ufffd")
+
+
 def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:
     """One row of a decoded batch as text.
 

@@ -129,7 +129,6 @@ def test_other_values_do_not_compile_again():
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0; allowed: a number above 0, to 1"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0; allowed: an integer of at least 1"),
         ({"temperature": 1.0, "seed": 0.5}, "seed is 0.5; allowed: an integer of at least 0"),
-        ({"top_k": 5}, "top_k is 5; allowed with temperature 0: None"),
         ({"temperature": 1.0, "method": "oracle"}, "temperature is 1.0; allowed with method 'oracle': 0"),
         ({"temperature": 1.0, "unembedding": "int8"}, "unembedding is 'int8'; allowed with a temperature above 0"),
     ],
