@@ -393,6 +393,15 @@ def test_no_bucket_waits_for_ever():
     assert ended[-1] == 0 and len(ended) < 100
 
 
+def test_by_default_a_request_has_at_most_512_tokens_of_any_id():
+    engine = Engine(MODEL_OF, CALM)
+    engine.submit([5] * 513)
+    engine.submit([0, 210])
+    assert engine.cancel(1), "it waits"
+    too_long, _ = engine.step()
+    assert str(too_long.error) == "request has 513 tokens; allowed: at most 512"
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="slots is 0; allowed: at least 1"):
         Engine(MODEL_OF, CALM, slots=0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_at_its_exit_each_token_is_read_as_decoding_read_it(cfg):
     ids, mask = sources(ROWS)
     out = dvp_jax.generate(model, ids, mask, cfg)
     read = trace(model, encode(model, ids, mask), out.tokens, out.exit_layers, cfg)
+    assert {values.shape for values in jax.tree.leaves(read)} == {(*out.tokens.shape, 4)}
     for row, length in enumerate(out.lengths):
         exits = np.arange(length), out.exit_layers[row, :length] - 1
         np.testing.assert_array_equal(read.candidates[row][exits], out.tokens[row, :length])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dvp_jax
-from dvp_jax.t5.int8 import Int8Unembedding, num_rescored, quantize_unembedding
+from dvp_jax.t5.int8 import Int8Unembedding, num_rescored, quantize_unembedding, rows_logits
 from dvp_jax.t5.model import T5, unembedding
 from tests.models import both
 
@@ -105,6 +105,14 @@ def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
     proven = rescored.proven.mean()
     print(f"K {size}: {100 * covered:.3f} % of the exact top K rescored, proven in {100 * proven:.2f} %")
     assert covered >= 0.999 and proven >= 0.99
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_each_batch_row_is_multiplied_with_its_own_rows(batch):
+    weight, states = weight_and_states(0, "normal")
+    rows = weight[: batch * 5].reshape(batch, 5, D)
+    expected = np.einsum("bd,bkd->bk", states[:batch].astype(np.float64), rows)
+    np.testing.assert_allclose(rows_logits(states[:batch], rows), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_of_zeros_has_a_copy():
