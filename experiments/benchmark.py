@@ -16,6 +16,7 @@ Each benchmark of a preset runs in a process of its own, which is killed when it
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -27,6 +28,7 @@ from dvp_jax.bench.preset import run_preset
 from dvp_jax.bench.results import Results
 from dvp_jax.bench.timing import run_benchmark
 from dvp_jax.runs import launch
+from dvp_jax.runs.files import lock_workdir
 from dvp_jax.t5.config import SHAPES
 
 _PRESET = flags.DEFINE_enum(
@@ -62,6 +64,11 @@ _RESULTS = flags.DEFINE_string("results", None, "A folder for results.json and t
 
 def main() -> None:
     """Runs the preset, or the benchmark that the flags describe."""
+    with contextlib.nullcontext() if _RESULTS.value is None else lock_workdir(_RESULTS.value):
+        _run()
+
+
+def _run() -> None:
     # JAX would take most of a GPU's memory, and PyTorch's decoders need some of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if _PRESET.value:
@@ -101,4 +108,4 @@ def _integers(flag: flags.FlagHolder[Any]) -> list[int]:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, interrupted="rows that were measured are in results.json, where --results is given")

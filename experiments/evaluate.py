@@ -33,4 +33,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
-    launch.run(main, several=True)
+    launch.run(main, several=True, interrupted=launch.DECODED)

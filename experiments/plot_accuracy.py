@@ -11,6 +11,7 @@ from absl import flags
 
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import launch
+from dvp_jax.runs.files import check_output
 from dvp_jax.train.trainer import read_metrics
 
 _RUNS = flags.DEFINE_list(
@@ -21,6 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 def main() -> None:
     """Draws the plot and prints the accuracies in percent, one line for each run."""
+    output = check_output(_OUTPUT.value)
     curves = {}
     for run in _RUNS.value:
         name, _, workdir = run.partition("=")
@@ -31,7 +33,7 @@ def main() -> None:
             raise ValueError(f"{workdir} holds no validation yet")
         curves[name] = lines[-1]["accuracy"]
         print(name, *(f"{100 * accuracy:.1f}" for accuracy in curves[name]))
-    accuracy_per_depth(curves, Path(_OUTPUT.value))
+    accuracy_per_depth(curves, output)
 
 
 if __name__ == "__main__":

@@ -5,23 +5,32 @@ python -m experiments.plot_promises --results=runs/textual_0.01.json,runs/textua
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from dvp_jax.evaluate.selection import promises_table
 from dvp_jax.report.plots import promised_against_seen
 from dvp_jax.runs import launch
+from dvp_jax.runs.files import check_output, read_json
 
 _RESULTS = flags.DEFINE_list("results", None, "Results of experiments.select, separated by commas.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 
+def _read(path: Path) -> Any:
+    result = read_json(path)
+    if not isinstance(result, dict) or "seen" not in result:
+        raise ValueError(f"results has {path}; allowed: files that experiments.select has written")
+    return result
+
+
 def main() -> None:
     """Draws the plot and prints the table."""
-    results = [json.loads(Path(path).read_text("utf-8")) for path in _RESULTS.value]
-    promised_against_seen(results, Path(_OUTPUT.value))
+    output = check_output(_OUTPUT.value)
+    results = [_read(Path(path)) for path in _RESULTS.value]
+    promised_against_seen(results, output)
     print(promises_table(results).markdown())
 
 

@@ -12,6 +12,7 @@ marked as not run, with the reason. A second start continues an interrupted run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from ml_collections import ConfigDict
 from dvp_jax.evaluate.experiment import run_evaluation
 from dvp_jax.evaluate.published import SOURCES, comparison_table, published_table
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import prepare_workdir, write_json
-from dvp_jax.runs.predictions import read_json
+from dvp_jax.runs.files import lock_workdir, read_json, write_json
 from experiments.configs import samsum, samsum_finetuned, squad, squad_finetuned
 
 CONFIGS = {
@@ -59,12 +59,8 @@ def _run(name: str, config: ConfigDict, workdir: Path) -> list[dict[str, Any]] |
         return str(error)
 
 
-def main() -> None:
-    """Runs the configs that can be run and prints the tables."""
-    models, data = _named(_MODELS), _named(_DATA)
-    if unknown := set(_ONLY.value) - set(CONFIGS):
-        raise ValueError(f"only has {', '.join(sorted(unknown))}; allowed: {', '.join(CONFIGS)}")
-    workdir = prepare_workdir(_WORKDIR.value)
+def _run_all(models: Mapping[str, str], data: Mapping[str, str], workdir: Path) -> dict[str, Any]:
+    """What `_run` gives for each config. Writes it into reproduce.json too."""
     results = {}
     for name, module in CONFIGS.items():
         config = module.get_config()
@@ -73,11 +69,21 @@ def main() -> None:
         for task in config.tasks.values():
             task.path = data.get(name)
         results[name] = _run(name, config, workdir / name)
-    not_run = {name: reason for name, reason in results.items() if isinstance(reason, str)}
     write_json(
         workdir / "reproduce.json",
-        {name: {"not_run" if name in not_run else "rows": rows} for name, rows in results.items()},
+        {name: {"not_run" if isinstance(rows, str) else "rows": rows} for name, rows in results.items()},
     )
+    return results
+
+
+def main() -> None:
+    """Runs the configs that can be run and prints the tables."""
+    models, data = _named(_MODELS), _named(_DATA)
+    if unknown := set(_ONLY.value) - set(CONFIGS):
+        raise ValueError(f"only has {', '.join(sorted(unknown))}; allowed: {', '.join(CONFIGS)}")
+    with lock_workdir(_WORKDIR.value) as workdir:
+        results = _run_all(models, data, workdir)
+    not_run = {name: reason for name, reason in results.items() if isinstance(reason, str)}
     beside_config = {name: (CONFIGS[name].get_config(), rows) for name, rows in results.items()}
     print(comparison_table(beside_config).markdown())
     print(
@@ -89,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, interrupted=launch.DECODED)

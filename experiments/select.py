@@ -57,4 +57,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
-    launch.run(main)
+    launch.run(main, interrupted=launch.DECODED)

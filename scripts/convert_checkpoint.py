@@ -11,17 +11,19 @@ from __future__ import annotations
 from absl import flags
 
 from dvp_jax.runs import launch
-from dvp_jax.t5.load import FORMATS, load_model, save_model
+from dvp_jax.runs.files import write_folder
+from dvp_jax.t5.load import FORMATS, load_model, write_model
 
 _SOURCE = flags.DEFINE_string("source", None, "Checkpoint folder or hub id.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write, without a checkpoint in it.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write: a new or an empty one.", required=True)
 _FORMAT = flags.DEFINE_enum("format", "huggingface", FORMATS, "Format to write.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype to write: float32 or bfloat16.")
 
 
 def main() -> None:
     """Loads the checkpoint and saves it in the other format."""
-    save_model(_OUTPUT.value, load_model(_SOURCE.value, _DTYPE.value, progress=True), _FORMAT.value)
+    with write_folder(_OUTPUT.value) as folder:
+        write_model(folder, load_model(_SOURCE.value, _DTYPE.value, progress=True), _FORMAT.value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ these counts cost by a model that was fitted to one device and one shape. Nothin
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from dvp_jax.decode.layer_loop import grouped
 from dvp_jax.exits.cost import bytes_per_token
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
+from dvp_jax.runs.files import check_output, write_json
 from dvp_jax.t5.backend import tracing_for
 from dvp_jax.t5.config import SHAPES, T5Config
 
@@ -122,6 +122,8 @@ def spread(kernels: dict[int, int]) -> str:
 
 def main() -> None:
     """Prints the table."""
+    if _JSON.value:
+        check_output(_JSON.value, "json")
     exits = _integers("exit", _EXIT.value)
     config = SHAPES[_SHAPE.value]
     if _LAYERS.value is not None:
@@ -173,7 +175,7 @@ def main() -> None:
     )
     if _JSON.value:
         result = {"settings": {flag.name: flag.value for flag in _FLAGS}, "memory_bytes": needed, "tokens": tokens}
-        Path(_JSON.value).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(_JSON.value), result)
 
 
 _FLAGS = (

@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launch.run(main, compile_cache=False)
+    launch.run(main, compile_cache=False, interrupted=launch.TRAINED)

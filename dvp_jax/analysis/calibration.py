@@ -15,6 +15,7 @@ from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.metrics.reliability import reliability
 from dvp_jax.report.plots import reliability_diagrams
 from dvp_jax.report.table import Section, Table
+from dvp_jax.runs.files import file_name
 
 VOCABULARIES = ("whole", "pruned")
 """Names of the readings of the full and the pruned vocabulary. They differ after depth p, but not at depth L."""
@@ -52,7 +53,8 @@ class Reliability:
             )
             plots = []
             for target in TARGETS:
-                path = texts.workdir / f"reliability_{texts.task.name}_{name}_{target.split()[0]}.svg"
+                plot = f"reliability_{texts.task.name}_{file_name(name)}_{target.split()[0]}.svg"
+                path = texts.workdir / plot
                 reliability_diagrams(data[name], target, path)
                 plots.append((f"Reliability against the {target}", path))
             tables = reliability_table(data[name]), threshold_table(data[name])

@@ -25,6 +25,7 @@ from dvp_jax.decode.text import GeneratedText, decode_tokens, token_pieces
 from dvp_jax.metrics.bootstrap import rate_interval
 from dvp_jax.report import plots
 from dvp_jax.report.table import Section, Table
+from dvp_jax.runs.files import file_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ class Failures:
         data, sections = {}, []
         for name, cfg in texts.methods.items():
             report = failure_report(table, cfg, texts.decode(cfg), texts.sources)
-            plot = texts.workdir / f"failures_{texts.task.name}_{name}.svg"
+            plot = texts.workdir / f"failures_{texts.task.name}_{file_name(name)}.svg"
             plots.failure_rates(report, plot)
             caption = "Share of tokens that pruning loses, with 95 % intervals"
             content = failure_content(report, self.examples)

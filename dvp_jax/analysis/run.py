@@ -107,6 +107,7 @@ def run_analysis(config: Mapping[str, Any], workdir: str | Path, question: Quest
         answers = {texts.task.name: question.answer(texts) for texts in task_texts(experiment)}
         sections = [section for answer in answers.values() for section in answer.sections]
         data = {task: answer.data for task, answer in answers.items()}
+        (experiment.workdir / "report.html").unlink(missing_ok=True)  # it never stands beside data of another run
         write_json(experiment.workdir / f"{question.name}.json", {"tasks": data, **experiment.made_by})
         write_report(experiment.workdir / "report.html", question.title, sections, experiment.made_by)
     return sections

@@ -32,6 +32,9 @@ def make_methods(settings: Mapping[str, Mapping[str, Any]], max_new_tokens: int)
     Raises:
         ValueError: an unknown field or an impossible value.
     """
+    for name in settings:
+        if "/" in name or not name.isprintable():
+            raise ValueError(f"methods has {name!r}; allowed: names that can be printed, without /")
     methods = {
         name: make_config({"max_new_tokens": max_new_tokens, **fields}, f"methods.{name}")
         for name, fields in settings.items()

@@ -20,8 +20,17 @@ from dvp_jax.evaluate.reports import report_evaluation, report_sweep
 from dvp_jax.evaluate.results import compare_with_full
 from dvp_jax.evaluate.traces import trace_texts
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import lock_workdir, write_json, write_json_lines
-from dvp_jax.runs.predictions import Line, Predictions, read_json
+from dvp_jax.runs.files import (
+    file_name,
+    lock_workdir,
+    read_sealed,
+    remove_partial_files,
+    seal,
+    write_json,
+    write_json_lines,
+    write_whole,
+)
+from dvp_jax.runs.predictions import Line, Predictions
 from dvp_jax.runs.processes import ALONE, Process
 from dvp_jax.runs.provenance import code_fingerprint, digest, provenance, versions
 from dvp_jax.t5.load import Model, load_model
@@ -75,6 +84,10 @@ def open_experiment(
     """
     if not config["model"]:
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    for name, least in (("batch_size", 1), ("limit", 1), ("explore", 0)):
+        value = config.get(name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
     process = processes.current()
     with lock_workdir(workdir, process.index) as folder:
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
@@ -141,6 +154,9 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
             if experiment.process.first or experiment.process.together:
                 traces += trace_texts(model, task, methods, task_rows, task_lines, config.get("explore", 0))
         if experiment.process.first:
+            # No results of this run stand beside texts or a report of an earlier one, wherever it is stopped.
+            (workdir / "results.json").unlink(missing_ok=True)
+            (workdir / "report.html").unlink(missing_ok=True)
             write_json_lines(workdir / "traces.jsonl", traces)
             predictions.finish(lines, {"rows": rows, **made_by})
             report_evaluation(workdir, rows, made_by, traces)
@@ -200,21 +216,25 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
     with open_experiment({**config, "methods": sweep_methods(config["sweep"])}, workdir) as experiment:
-        cells = decode_cells(experiment)
-        rows = [row for cell in cells for row in cell["rows"]]
+        rows: list[dict[str, Any]] = []
+        traces: list[dict[str, Any]] = []
+        for cell in decode_cells(experiment):
+            rows += cell["rows"]
+            traces += cell["traces"]
         made_by = {**experiment.made_by, "config": dict(config)}
         if experiment.process.first:
+            (experiment.workdir / "report.html").unlink(missing_ok=True)
             write_json(experiment.workdir / "sweep.json", {"cells": rows, **made_by})
-            report_sweep(experiment.workdir, rows, made_by, [trace for cell in cells for trace in cell["traces"]])
+            report_sweep(experiment.workdir, rows, made_by, traces)
         return rows
 
 
-def decode_cells(experiment: Experiment) -> list[dict[str, Any]]:
-    """Decodes each method of an experiment by itself, into a file under cells/.
+def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
+    """Decodes each method of an experiment by itself, into a file under cells/, and then reads one after the other.
 
     Methods whose file exists are not decoded again.
 
-    Returns:
+    Yields:
         For each method its cell: "rows" as in results.json, "predictions" as in predictions.jsonl, and "traces" as
         in traces.jsonl.
 
@@ -232,17 +252,24 @@ def decode_cells(experiment: Experiment) -> list[dict[str, Any]]:
     files = _cell_files(experiment, names)
     missing = [name for name in names if files[name].read() is None]
     process.wait()
+    if process.first:
+        remove_partial_files(experiment.workdir / "cells")
+    process.wait()
     for name in tqdm(process.part(missing), desc="sweep", unit="cell"):
         cell = _decode_cell(model, experiment.tasks, name, config)
         if process.writes:
             files[name].write(cell)
     process.wait()
-    cells = [cell for cell in (files[name].read() for name in names) if cell is not None]
-    if len(cells) < len(names):
-        raise OSError(f"workdir {experiment.workdir} lacks cells; allowed: a folder that all processes share")
-    for task, _ in experiment.tasks:
-        compare_with_full([row for cell in cells for row in cell["rows"] if row["task"] == task.name])
-    return cells
+    full: list[dict[str, Any]] = []  # the rows of the full model, whose cell is the first if there is one
+    for name in names:
+        cell = files[name].read()
+        if cell is None:
+            raise OSError(f"{files[name].path} is missing; allowed: a workdir that all processes share")
+        if name == names[0]:
+            full = cell["rows"]
+        for task, _ in experiment.tasks:
+            compare_with_full([row for row in (*full, *cell["rows"]) if row["task"] == task.name])
+        yield cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,11 +281,10 @@ class _CellFile:
 
     def read(self) -> dict[str, Any] | None:
         """The cell, or None if it is missing or was decoded under another key."""
-        cell = read_json(self.path)
-        return cell if cell is not None and cell["key"] == self.key else None
+        return read_sealed(self.path, self.key)
 
     def write(self, cell: Mapping[str, Any]) -> None:
-        write_json(self.path, {**cell, "key": self.key})
+        write_whole(self.path, [seal(cell, self.key)])
 
 
 def _cell_files(experiment: Experiment, names: Sequence[str]) -> dict[str, _CellFile]:
@@ -268,7 +294,7 @@ def _cell_files(experiment: Experiment, names: Sequence[str]) -> dict[str, _Cell
     # The rest of the grid does not change a cell.
     made_by = {**experiment.made_by, "config": {**config, "methods": None, "sweep": None}}
     return {
-        name: _CellFile(folder / f"{name}.json", _key({**made_by, "cell": config["methods"][name]}))
+        name: _CellFile(folder / f"{file_name(name)}.json", _key({**made_by, "cell": config["methods"][name]}))
         for name in names
     }
 

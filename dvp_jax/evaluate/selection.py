@@ -18,7 +18,7 @@ from dvp_jax.evaluate.results import Row, work
 from dvp_jax.metrics.quality import text_quality
 from dvp_jax.metrics.translation import suits_13a
 from dvp_jax.report.table import Table
-from dvp_jax.runs.files import write_json
+from dvp_jax.runs.files import check_output, write_json
 
 KINDS = {
     "textual": "the distance (1 - {measure}) between its text and the full model's",
@@ -128,6 +128,8 @@ def select(
         ValueError: bad settings or data.
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
+    if output is not None:
+        output = check_output(output)
     config = _with_task({**config, "sweep": {"full": {}, **config["sweep"]}}, task)
     methods = sweep_methods(config["sweep"])
     for name, fields in methods.items():
@@ -170,7 +172,7 @@ def select(
             "seen": measured,
             "made_by": experiment.made_by,
         }
-        write_json(Path(output) if output else experiment.workdir / "selected.json", result)
+        write_json(output or experiment.workdir / "selected.json", result)
     return result
 
 
@@ -230,12 +232,16 @@ def _decode(
     Returns:
         The row of results and the losses of each cell by its name, the full model first.
     """
-    cells = decode_cells(experiment)
     ((task, _),) = experiment.tasks
     examples = task.load()[: experiment.made_by["config"]["limit"]]
-    rows = {cell["rows"][0]["name"]: cell["rows"][0] for cell in cells}
-    texts = [[line["text"] for line in cell["predictions"]] for cell in cells]
-    return rows, {name: promise.losses(each, texts[0], examples) for name, each in zip(rows, texts, strict=True)}
+    rows: dict[str, Row] = {}
+    losses = {}
+    full_texts: list[str] = []
+    for cell in decode_cells(experiment):
+        ((row,), texts) = cell["rows"], [line["text"] for line in cell["predictions"]]
+        full_texts = full_texts or texts
+        rows[row["name"]], losses[row["name"]] = row, promise.losses(texts, full_texts, examples)
+    return rows, losses
 
 
 def _describe_settings(

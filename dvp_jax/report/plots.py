@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvp_jax.report.pareto import pareto_frontier
+from dvp_jax.runs.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -350,7 +352,9 @@ def _save(figure: Figure, path: Path) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             if isinstance(formatter := axis.get_major_formatter(), ScalarFormatter):
                 formatter.set_useOffset(False)  # where all values are nearly one: "100.2", not "+1e2" aside
+    svg = io.StringIO()
     if not figure.legends and figure.axes[0].get_legend_handles_labels()[1]:
         figure.axes[0].legend()
     with matplotlib.rc_context({"svg.hashsalt": "dvp_jax"}):  # the same data give the same file
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    write_whole(path, [svg.getvalue()])

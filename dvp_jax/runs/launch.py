@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,16 +27,28 @@ _COMPILE_CACHE = flags.DEFINE_bool(
 )
 
 
-def run(main: Callable[[], int | None], *, several: bool = False, compile_cache: bool = True) -> None:
+DECODED = "what was decoded is kept in {workdir}; the same command goes on from there"
+TRAINED = "checkpoints are kept in {workdir}; the same command with --resume goes on from the latest"
+
+
+def run(
+    main: Callable[[], int | None],
+    *,
+    several: bool = False,
+    compile_cache: bool = True,
+    interrupted: str = "nothing is written; the same command starts again",
+) -> None:
     """Parses the flags, calls `main`, and exits with the status that it returns.
 
-    With --verbosity=1, bad input is shown as a traceback.
+    Bad input, a warning, and an interruption by Ctrl-C (status 130) are shown as one line each. With
+    --verbosity=1, bad input is shown as a traceback.
 
     Args:
         main: may raise ValueError, OSError or ImportError for bad input.
         several: whether the launcher can run as one of several processes. It then takes the flags --coordinator,
             --num_processes and --process_id, and only process 0 prints to stdout.
         compile_cache: whether compiled programs are kept for the next start, unless --nocompile_cache is given.
+        interrupted: what Ctrl-C leaves behind and how to go on. A flag's name in braces stands for its value.
     """
     if several:
         flags.DEFINE_string("coordinator", None, 'host:port of process 0, or "auto" on a cluster that JAX knows.')
@@ -49,6 +63,9 @@ def run(main: Callable[[], int | None], *, several: bool = False, compile_cache:
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
         if not debugging:
             logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
+        warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a path may be no UTF-8
         _set_compile_cache(compile_cache)
         try:
             if several:
@@ -61,6 +78,10 @@ def run(main: Callable[[], int | None], *, several: bool = False, compile_cache:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt this line
+            print(f"interrupted: {interrupted.format_map(flags.FLAGS.flag_values_dict())}", file=sys.stderr)
+            return 130
 
     app.run(call_main, flags_parser=_parse)
 
@@ -105,4 +126,4 @@ def _join() -> None:
     stdout = os.dup(1)
     os.dup2(2, 1)
     processes.join(values.coordinator, values.num_processes, values.process_id)
-    sys.stdout = open(stdout if processes.current().first else os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stdout = open(stdout if processes.current().first else os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvp_jax.runs.files import write_json, write_json_lines
+from dvp_jax.runs.files import checksum, read_sealed, seal, unseal, write_json_lines, write_whole
 from dvp_jax.runs.processes import ALONE, Process
 
 Line = dict[str, Any]
@@ -20,9 +21,10 @@ class Predictions:
     """The finished batches of a run, in memory and in a workdir.
 
     Each process appends the batches that it decodes to a partial file of its own, predictions.partial.jsonl or
-    predictions.partial-INDEX.jsonl, whose first line holds the key. If the run is interrupted, the next run reads
-    the partial files of all processes, so that the number of processes may change. A batch whose last line is
-    torn is decoded again. `finish` writes predictions.jsonl and results.json and removes the partial files.
+    predictions.partial-INDEX.jsonl, each line with the key and a checksum. If the run is interrupted, the next run
+    reads the partial files of all processes, so that the number of processes may change. A batch with a line that
+    is torn or edited is decoded again. `finish` writes predictions.jsonl and results.json and removes the partial
+    files.
 
     Args:
         workdir: an existing folder that this run has locked. None keeps the batches in memory only.
@@ -55,7 +57,7 @@ class Predictions:
             self._write_partial(())
 
     def _write_partial(self, lines: Iterable[Line]) -> None:
-        write_json_lines(self._partial, [{"key": self._key}, *lines])
+        write_whole(self._partial, (seal(line, self._key) for line in lines))
 
     def _other_partial_files(self) -> list[Path]:
         """Returns the partial files of other processes, of this run or an earlier one."""
@@ -65,14 +67,30 @@ class Predictions:
     def _read(self) -> None:
         """Adds the batches under this key that are in the workdir, of a finished run or an unfinished one."""
         assert self._workdir is not None
-        results = read_json(self._workdir / "results.json")
-        if results is not None and results.get("key") == self._key:
-            self._batches |= _whole_batches(_whole_lines(self._workdir / "predictions.jsonl"))
-            return
+        results = read_sealed(self._workdir / "results.json", self._key)
+        if results is not None:
+            path = self._workdir / "predictions.jsonl"
+            data = path.read_bytes() if path.is_file() else b""
+            if checksum(data) == results["predictions_checksum"]:
+                self._batches |= _whole_batches(map(json.loads, data.splitlines()))
+                return
+            warnings.warn(f"{path} is not the one of results.json; its texts are decoded again", stacklevel=2)
         for path in (self._partial, *self._other_partial_files()):
-            key, *lines = _whole_lines(path) or [{}]
-            if key == {"key": self._key}:
-                self._batches |= _whole_batches(lines)
+            if path.is_file():
+                self._batches |= _whole_batches(self._read_partial(path))
+
+    def _read_partial(self, path: Path) -> Iterator[Line]:
+        """Yields the lines of a partial file that are whole and of this key."""
+        lines = path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            try:
+                value = unseal(line, self._key)
+            except ValueError as error:
+                if number < len(lines):  # a run that is killed tears its last line
+                    warnings.warn(f"{path}, line {number}: damaged ({error}); decoded again", stacklevel=2)
+            else:
+                if value is not None:
+                    yield value
 
     def gather(self) -> None:
         """Waits until all processes have called this, and reads the batches that they have decoded."""
@@ -110,16 +128,22 @@ class Predictions:
         """
         labelled = [{"task": task, "name": name, "batch": batch, "rows": len(lines), **line} for line in lines]
         if self._workdir is not None and self.process.writes:
-            with open(self._partial, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in labelled))
+            with open(self._partial, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(seal(line, self._key) for line in labelled))
         self._batches[task, name, batch] = labelled
         return labelled
 
     def finish(self, lines: Iterable[Line], results: dict[str, Any]) -> None:
-        """Writes predictions.jsonl, then results.json with the key, and removes the partial files."""
+        """Writes predictions.jsonl, then results.json with the key, and removes the partial files.
+
+        An older results.json is removed first, so that none stands beside texts of another run.
+        """
         assert self._workdir is not None
-        write_json_lines(self._workdir / "predictions.jsonl", lines)
-        write_json(self._workdir / "results.json", {**results, "key": self._key})
+        path, results_path = self._workdir / "predictions.jsonl", self._workdir / "results.json"
+        results_path.unlink(missing_ok=True)
+        write_json_lines(path, lines)
+        results = {**results, "predictions_checksum": checksum(path.read_bytes())}
+        write_whole(results_path, [seal(results, self._key, indent=2)])
         for path in (self._partial, *self._other_partial_files()):
             path.unlink()
 
@@ -130,16 +154,3 @@ def _whole_batches(lines: Iterable[Line]) -> Batches:
     for line in lines:
         batches.setdefault((line["task"], line["name"], line["batch"]), []).append(line)
     return {place: lines for place, lines in batches.items() if lines[0]["rows"] == len(lines)}
-
-
-def read_json(path: Path) -> Any:
-    """Returns the value in a JSON file, or None if the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _whole_lines(path: Path) -> list[Line]:
-    """Returns the lines of a file that end with a newline. Empty if the file does not exist."""
-    if not path.is_file():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]

@@ -12,12 +12,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from dvp_jax.data.task import Task
-from dvp_jax.t5.load import Model
+if TYPE_CHECKING:
+    from dvp_jax.data.task import Task
+    from dvp_jax.t5.load import Model
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 _DISTRIBUTIONS = ("dvp-jax", "jax", "jaxlib", "flax", "transformers")

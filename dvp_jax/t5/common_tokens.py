@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from dvp_jax.runs.files import write_whole
 from dvp_jax.t5.files import read_json
 
 COMMON_TOKENS_FILE = "common_tokens.json"
@@ -32,7 +33,7 @@ def count_tokens(rows: Iterable[Sequence[int]], vocab_size: int) -> Int[np.ndarr
 def write_common_tokens(folder: Path, tokens: Int[np.ndarray, " some"], vocab_size: int) -> None:
     """Writes the file into a checkpoint folder."""
     content = {"vocab_size": vocab_size, "tokens": np.asarray(tokens).tolist()}
-    (folder / COMMON_TOKENS_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_whole(folder / COMMON_TOKENS_FILE, [json.dumps(content) + "\n"])
 
 
 def read_common_tokens(folder: Path, vocab_size: int) -> Int[np.ndarray, " some"] | None:

@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -523,18 +521,3 @@ def read_meta(folder: Path, config: T5Config) -> ExitClassifier:
     if not_finite := [name for name, value in tensors.items() if not bool(jnp.isfinite(value).all())]:
         raise ValueError(f"{file.path}: NaN or infinity in {', '.join(not_finite)}")
     return ExitClassifier(**tensors)
-
-
-@contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder. If the block succeeds, its files move to `folder`; otherwise they are deleted."""
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        folder.mkdir(parents=True, exist_ok=True)
-        # config.json moves last, because a folder without it is not taken for a checkpoint.
-        for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == "config.json"):
-            entry.replace(folder / entry.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

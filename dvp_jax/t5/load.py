@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
+from dvp_jax.runs.files import write_folder
 from dvp_jax.t5.byte_pieces import use_byte_pieces
 from dvp_jax.t5.common_tokens import read_common_tokens, write_common_tokens
 from dvp_jax.t5.config import GENERATION_FILE, T5Config
@@ -28,7 +29,6 @@ from dvp_jax.t5.files import check_fetched, read_json
 from dvp_jax.t5.hugging_face import (
     DTYPES,
     META_FILE,
-    atomic_folder,
     check_depth,
     check_shapes,
     parameter_shapes,
@@ -164,16 +164,17 @@ def load_model(
 
     Raises:
         FileNotFoundError: no such folder or hub repository, or no config.json or weights in it.
-        ValueError: unknown dtype or precision, a damaged file, an impossible value in config.json or
-            generation_config.json, another model type, a quantized model, an adapter, a tokenizer that is not
-            whole or has more ids than the model, common tokens of another vocabulary, tensors that do not fit
-            config.json (all are listed), weights that are NaN or infinite in `dtype`, a mesh that does not fit
-            the model.
+        ValueError: unknown dtype or precision, a damaged file (by its checksum, if `save_model` wrote it), an
+            impossible value in config.json or generation_config.json, another model type, a quantized model, an
+            adapter, a tokenizer that is not whole or has more ids than the model, common tokens of another
+            vocabulary, tensors that do not fit config.json (all are listed), weights that are NaN or infinite in
+            `dtype`, a mesh that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     check_precision(precision)
     folder = Path(path) if Path(path).is_dir() else _download(str(path))
+    _check_sums(folder)
 
     def progress_bar(items: Any) -> Any:
         return tqdm(list(items), desc="loading", unit="tensor", disable=not progress)
@@ -214,46 +215,81 @@ def shard_model(model: Model, mesh: Mesh | None) -> Model:
 def save_model(folder: str | Path, model: Model, format: str = "huggingface") -> None:
     """Writes a checkpoint with its tokenizer. If that fails, the folder is left as it was.
 
+    The file SHA256SUMS lists checksums of the weights, which `load_model` compares.
+
     Args:
-        folder: need not exist; must hold no checkpoint.
+        folder: must not exist, or be empty.
         model: what to write. If several processes hold it, all of them must call this; process 0 writes.
         format: "huggingface" (config.json, and model.safetensors or several files with an index) or "orbax"
             (config.json and params/). An exit classifier goes into a file of its own beside them.
 
     Raises:
-        FileExistsError: the folder holds a checkpoint already.
+        FileExistsError: the folder holds files already.
         ValueError: unknown format, or "orbax" for a model that several processes hold.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another process is writing it.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
     many_processes = spans_processes(model.mesh)
     if many_processes and format != "huggingface":
         raise ValueError(f"format is {format!r}; allowed for a model that several processes hold: huggingface")
-    params = {name: value for name, value in model.params.items() if name != "meta"}
     if many_processes and jax.process_index() > 0:
-        write_checkpoint(None, model.config, params)
+        write_checkpoint(None, model.config, _without_meta(model.params))
         return
-    folder = Path(folder)
-    if (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} holds a checkpoint already")
-    with atomic_folder(folder) as partial:
-        if format == "huggingface":
-            write_checkpoint(partial, model.config, params)
-        else:
-            params = without_padding(model.config, params)
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save((partial / "params").absolute(), params)
-            write_config(partial, model.config, params)
-        if "meta" in model.params:
-            write_meta(partial, model.params["meta"])
-        if model.common_tokens is not None:
-            write_common_tokens(partial, model.common_tokens, model.config.vocab_size)
-        if model.generation_config:
-            generation = {**model.generation_config, **model.config.token_ids()}
-            (partial / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(partial)
+    with write_folder(folder) as partial:
+        write_model(partial, model, format)
+
+
+def write_model(folder: Path, model: Model, format: str) -> None:
+    """Writes a checkpoint into a folder of `write_folder`, as `save_model` does."""
+    params = _without_meta(model.params)
+    if format == "huggingface":
+        write_checkpoint(folder, model.config, params)
+    else:
+        params = without_padding(model.config, params)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((folder / "params").absolute(), params)
+        write_config(folder, model.config, params)
+    if "meta" in model.params:
+        write_meta(folder, model.params["meta"])
+    weights = [path for path in (*folder.glob("*.safetensors"), *folder.glob("params/**/*")) if path.is_file()]
+    sums = [f"{_sum(path)}  {path.relative_to(folder)}\n" for path in sorted(weights)]
+    (folder / _SUMS_FILE).write_text("".join(sums), encoding="utf-8")
+    if model.common_tokens is not None:
+        write_common_tokens(folder, model.common_tokens, model.config.vocab_size)
+    if model.generation_config:
+        generation = {**model.generation_config, **model.config.token_ids()}
+        (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _without_meta(params: Params) -> Params:
+    return {name: value for name, value in params.items() if name != "meta"}
+
+
+_SUMS_FILE = "SHA256SUMS"
+"""As the command `sha256sum` writes and checks it."""
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_sums(folder: Path) -> None:
+    """Raises ValueError if weights of a folder are not those that `save_model` wrote."""
+    sums = folder / _SUMS_FILE
+    if not sums.is_file():
+        return
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        value, _, name = line.partition("  ")
+        path = folder / name
+        if not (path.is_file() and _sum(path) == value):
+            raise ValueError(
+                f"{path} is damaged or missing; allowed: the file whose checksum is in {_SUMS_FILE} (copy it again; "
+                f"delete {_SUMS_FILE} if it was changed on purpose)"
+            )
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> PreTrainedTokenizerBase | None:

@@ -13,8 +13,7 @@ from dvp_jax.data import make_task
 from dvp_jax.data.task import Task
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import lock_workdir, write_json
-from dvp_jax.runs.predictions import read_json
+from dvp_jax.runs.files import lock_workdir, read_json, write_json
 from dvp_jax.runs.provenance import code_fingerprint, versions
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
 from dvp_jax.t5.sharding import make_mesh

@@ -9,16 +9,19 @@ Evaluate on other examples than those that the thresholds were found on, for exa
 --config.tasks.squad.path=dev.json.
 """
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
+
+from dvp_jax.runs.files import read_json
 
 
 def get_config(source: str) -> ConfigDict:
     """Makes the config from "PATH" or "PATH,TASK"."""
     path, _, task = source.partition(",")
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    data = read_json(Path(path))
+    if not isinstance(data, dict) or "tasks" not in data:
+        raise ValueError(f"{path} is no file that experiments.thresholds has written")
     if not task and len(data["tasks"]) == 1:
         (task,) = data["tasks"]
     if task not in data["tasks"]:

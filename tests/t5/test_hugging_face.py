@@ -688,5 +688,8 @@ def test_a_damaged_orbax_checkpoint_is_refused(folder, tmp_path):
     for name, spoil in (("metadata", "_METADATA"), ("data", "manifest.ocdbt")):
         dvp_jax.save_model(tmp_path / name, model, format="orbax")
         (tmp_path / name / "params" / spoil).unlink()
+        with pytest.raises(ValueError, match=rf"{spoil} is damaged or missing; allowed: the file whose checksum"):
+            dvp_jax.load_model(tmp_path / name)
+        (tmp_path / name / "SHA256SUMS").unlink()
         with pytest.raises(ValueError, match="is not a complete Orbax checkpoint"):
             dvp_jax.load_model(tmp_path / name)
