@@ -230,7 +230,7 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
 
 
 def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Decodes each method of an experiment by itself, into a file under cells/, and then reads one after the other.
+    """Decodes each method of an experiment by itself, into a file under cells/, and reads one after the other.
 
     Methods whose file exists are not decoded again.
 

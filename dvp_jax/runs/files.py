@@ -180,7 +180,9 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     with lock(folder.with_name(f".{folder.name}.lock"), folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder")
+            raise FileExistsError(
+                f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder"
+            )
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:

@@ -64,12 +64,11 @@ def run(
         if not debugging:
             logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
         warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a path may be no UTF-8
         _set_compile_cache(compile_cache)
         try:
             if several:
                 _join()
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a path may be no UTF-8
             status = main()
             processes.leave()
             return status
@@ -126,4 +125,4 @@ def _join() -> None:
     stdout = os.dup(1)
     os.dup2(2, 1)
     processes.join(values.coordinator, values.num_processes, values.process_id)
-    sys.stdout = open(stdout if processes.current().first else os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    sys.stdout = open(stdout if processes.current().first else os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -287,8 +287,8 @@ def _check_sums(folder: Path) -> None:
         path = folder / name
         if not (path.is_file() and _sum(path) == value):
             raise ValueError(
-                f"{path} is damaged or missing; allowed: the file whose checksum is in {_SUMS_FILE} (copy it again; "
-                f"delete {_SUMS_FILE} if it was changed on purpose)"
+                f"{path} is damaged or missing; allowed: the file whose checksum is in {_SUMS_FILE} (copy it "
+                f"again, or delete {_SUMS_FILE} if it was changed on purpose)"
             )
 
 

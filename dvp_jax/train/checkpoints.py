@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from dvp_jax.t5.hugging_face import check_shapes
+from dvp_jax.t5.sharding import to_host
 
 State = TypeVar("State")
 
 
+class DamagedCheckpointError(ValueError):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+
 class Checkpoints:
     """The checkpoints in a folder, each under its step. A checkpoint gets its name only once it is complete.
+
+    Each has a checksum of its arrays and its loss, which is compared when it is read.
 
     Args:
         folder: created if it does not exist. What an interrupted save has left there is removed.
@@ -36,6 +49,7 @@ class Checkpoints:
             return metrics["loss"]
 
         self._folder = folder
+        _remove_broken_losses(folder)
         latest = checkpoint_managers.LatestN(keep)
         best = checkpoint_managers.BestN(
             get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
@@ -94,7 +108,12 @@ class Checkpoints:
         copy = jax.tree.map(jnp.copy, state)
         self._saving = step
         metrics = None if loss is None else {"loss": loss}
-        self._write(lambda: self._manager.save(step, args=ocp.args.StandardSave(copy), metrics=metrics))
+        metadata = {"checksum": _checksum(copy, loss)}
+        self._write(
+            lambda: self._manager.save(
+                step, args=ocp.args.StandardSave(copy), metrics=metrics, custom_metadata=metadata
+            )
+        )
 
     def wait(self) -> None:
         """Waits until the last checkpoint is written.
@@ -117,6 +136,30 @@ class Checkpoints:
                 f"{self._folder}: the checkpoint of step {saving} could not be written ({error}); {last}"
             ) from error
 
+    def restore_latest(self, like: State) -> State:
+        """Reads the latest checkpoint that is whole, and removes damaged ones of later steps with a warning.
+
+        Args:
+            like: as in `restore`. There must be a checkpoint.
+
+        Raises:
+            ValueError: as `restore`, or no checkpoint is whole. Nothing is removed then.
+        """
+        errors: dict[int, DamagedCheckpointError] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, like)
+            except DamagedCheckpointError as error:
+                errors[step] = error
+                continue
+            for damaged, error in errors.items():
+                warnings.warn(f"{error}; goes on from step {step}", stacklevel=2)
+                self._manager.delete(damaged)
+            return state
+        raise ValueError(
+            f"{'; '.join(map(str, errors.values()))}; allowed: a whole checkpoint, or another workdir"
+        )
+
     def restore(self, step: int, like: State) -> State:
         """Reads the checkpoint of a step.
 
@@ -126,11 +169,51 @@ class Checkpoints:
 
         Raises:
             ValueError: the checkpoint has other arrays. The message lists all that differ.
+            DamagedCheckpointError: it cannot be read, or is not what was saved.
         """
-        stored = self._manager.item_metadata(step)
-        check_shapes(self._folder / str(step), _shapes(stored), _shapes(like), "this run")
+        folder = self._folder / str(step)
+        with _damage_named(folder):
+            metadata = self._manager.metadata(step)
+            stored = _shapes(metadata.item_metadata)
+            loss = metadata.metrics.get("loss")
+            checksum = metadata.custom_metadata["checksum"]
+        check_shapes(folder, stored, _shapes(like), "this run")
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        with _damage_named(folder):
+            state = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        if _checksum(state, loss) != checksum:
+            raise DamagedCheckpointError(f"{folder} is damaged: its checksum is another")
+        return state
+
+
+@contextlib.contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Names the folder of a checkpoint that cannot be read."""
+    try:
+        yield
+    except Exception as error:  # each layer of Orbax and TensorStore has its own for a file that is cut short
+        line = " ".join(str(error).split())[:200]
+        raise DamagedCheckpointError(f"{folder} is damaged: {line}") from error
+
+
+def _remove_broken_losses(folder: Path) -> None:
+    """Removes files of validation losses that are not JSON, at which Orbax would stop when it lists a folder.
+
+    The checkpoint's checksum tells that its loss is missing.
+    """
+    for path in folder.glob("*/metrics/metrics"):
+        try:
+            float(json.loads(path.read_bytes())["loss"])
+        except (ValueError, KeyError, TypeError):
+            shutil.rmtree(path.parent)
+
+
+def _checksum(state: Any, loss: float | None) -> str:
+    """Returns a hash of all arrays and the loss. If several processes hold the arrays, all must call this."""
+    hashed = hashlib.sha256(repr(loss).encode())
+    for leaf in jax.tree.leaves(state):
+        hashed.update(np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8))
+    return hashed.hexdigest()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

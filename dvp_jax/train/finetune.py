@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from dvp_jax.data.task import Task
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import processes
 from dvp_jax.runs.files import lock_workdir, read_json, write_json
-from dvp_jax.runs.provenance import code_fingerprint, versions
+from dvp_jax.runs.provenance import code_fingerprint, digest, versions
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
 from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.batches import Batches, batches_of
@@ -44,7 +45,7 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
             - "mesh": the sizes of the axes "data" and "model" of a mesh of devices. None is one device, or all
               devices of several processes along "data".
         workdir: gets checkpoints/, metrics.jsonl, accuracy_per_depth.svg, config.json and model/.
-        resume: continue from the latest checkpoint in the workdir.
+        resume: continue from the latest whole checkpoint in the workdir.
 
     Returns:
         The folder of the exported model.
@@ -52,9 +53,9 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
     Raises:
         FileExistsError: the workdir holds a finished run, or an unfinished one and resume is False.
         FileNotFoundError: a data file or the checkpoint is missing.
-        ValueError: an impossible setting, an empty or malformed data set, a config or arrays that differ from
-            those of the run to resume, a loss that is not finite, or processes that differ in code, versions,
-            config, model or data.
+        ValueError: an impossible setting, an empty or malformed data set, a config, weights, tokenizer or data
+            that differ from those of the run to resume, a loss that is not finite, or processes that differ in
+            code, versions, config, model or data.
         OSError: the workdir cannot be written, or another run has locked it.
     """
     cfg = make_train_config(config["train"])
@@ -71,12 +72,22 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
             task.load()  # bad data is refused before the model is read
         model = _start_model(config, tasks, cfg.seed, make_mesh(config.get("mesh"), all_processes=True))
         batches, validation_batches = _make_batches(config, cfg, model, tasks, validation_tasks)
-        process.agree({"model_fingerprint": model.fingerprint, "data_fingerprint": batches.fingerprint})
+        assert model.tokenizer is not None
+        made_from = {
+            # Parameters that are drawn depend on seed and shape, and on the device in their last bits.
+            "model": model.fingerprint if config["model"] else None,
+            "tokenizer": digest(model.tokenizer.get_vocab()),
+            "data": batches.fingerprint,
+            "validation_data": validation_batches.fingerprint if validation_batches else None,
+        }
+        process.agree({"made_from": {**made_from, "model": model.fingerprint}})
+        # As the file gives it back, with lists for tuples.
+        written = json.loads(json.dumps({**config, "made_from": made_from}))
         if resume:
-            _check_unchanged(read_json(folder / "config.json"), config)
+            _check_unchanged(folder, written)
         process.wait()  # until all have read it
         if process.first:
-            write_json(folder / "config.json", config)
+            write_json(folder / "config.json", written)
         best = train(model, batches, validation_batches, cfg, folder, resume=resume)
         if process.first:
             _plot(folder)
@@ -101,17 +112,24 @@ def _check_data(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {config[name]}; allowed: at least 1")
 
 
-def _check_unchanged(earlier: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-    """Compares the config with that of the run to resume, if that run came so far as to write it.
+def _check_unchanged(folder: Path, config: Mapping[str, Any]) -> None:
+    """Compares the config, and what the run is made from, with those of the run to resume.
 
     Raises:
-        ValueError: names each field that differs and may not, with both values.
+        ValueError: names each field that differs and may not, with both values, or config.json is damaged.
     """
+    path = folder / "config.json"
+    earlier = read_json(path)
     if earlier is None:
+        if (folder / "checkpoints").exists():
+            warnings.warn(
+                f"{path} is missing; the run goes on without a comparison of config and data", stacklevel=2
+            )
         return
-    as_json = json.loads(json.dumps(config))  # with lists for tuples
+    if not isinstance(earlier, dict):
+        raise ValueError(f"{path} is damaged (no object); allowed: the file as it was written, or none")
     differing = {
-        name: values for name, values in processes.differences(earlier, as_json).items() if name not in _MAY_CHANGE
+        name: values for name, values in processes.differences(earlier, config).items() if name not in _MAY_CHANGE
     }
     if differing:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -288,12 +289,12 @@ def train(
         validation_batches: the validation data. Without them the last model is the best.
         cfg: the settings of the run.
         workdir: gets checkpoints/ and metrics.jsonl, which has a line for each log and each validation.
-        resume: continue from the latest checkpoint in the workdir, or start if there is none.
+        resume: continue from the latest whole checkpoint in the workdir, or start if there is none.
 
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
-        ValueError: the checkpoint's arrays are not those of this run, the loss is not finite, or the model's mesh
-            does not fit cfg. Earlier checkpoints are kept.
+        ValueError: the checkpoint's arrays are not those of this run, no checkpoint is whole, the loss is not
+            finite, or the model's mesh does not fit cfg. Earlier checkpoints are kept.
         OSError: a checkpoint or the log could not be written. Earlier checkpoints are kept.
     """
     cfg.depth_weights(model.config.num_decoder_layers)  # an error before anything is written
@@ -309,7 +310,7 @@ def train(
             )
         state = _initial_state(model, cfg)
         if saved_steps:
-            state = checkpoints.restore(saved_steps[-1], state)
+            state = checkpoints.restore_latest(state)
         first_step = int(state.step) + 1
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
 
@@ -447,11 +448,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl, without a last one that is torn."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    """Returns the lines of a metrics.jsonl, without a last one that is torn.
+
+    Other lines that are damaged are left out too, with a warning.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+    """
+    *lines, _torn = path.read_bytes().split(b"\n")
+    metrics = []
+    for number, line in enumerate(lines, start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+            value = json.loads(line)
+            has_fields = isinstance(value["step"], int) and isinstance(
+                value["loss"], float if value["split"] == "train" else list
+            )
+        except (ValueError, KeyError, TypeError):
+            has_fields = False
+        if has_fields:
+            metrics.append(value)
+        else:
+            warnings.warn(f"{path}, line {number}: damaged and left out", stacklevel=2)
+    return metrics
