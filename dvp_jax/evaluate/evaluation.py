@@ -16,7 +16,7 @@ from dvp_jax.decode.api import decode, decode_policy, encode
 from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.engine import Engine
 from dvp_jax.decode.text import GeneratedText, source_bucket, to_text, tokenize, unpad_rows
-from dvp_jax.evaluate.results import compare_with_full, result_row
+from dvp_jax.evaluate.results import compare_with_full, finite, result_row
 from dvp_jax.runs.predictions import Line, Predictions
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import to_host
@@ -186,7 +186,12 @@ def _decode_batches(
                 if predictions.get(task, name, batch.index) is None:
                     texts, seconds = _decode(model, cfg, batch.sources, batch_size)
                     lines = [
-                        {"id": example.id, **dataclasses.asdict(text), **seconds}
+                        {
+                            "id": example.id,
+                            **dataclasses.asdict(text),
+                            "confidences": finite(text.confidences),
+                            **seconds,
+                        }
                         for example, text in zip(batch.examples, texts, strict=True)
                     ]
                     predictions.add(task, name, batch.index, lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,10 @@ def sweep_methods(grid: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, 
     return cells
 
 
+_MAX_TRACES = 2000
+"""How many texts of each task the report of a sweep shows token by token at most, but one of each cell."""
+
+
 def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
     """Evaluates a grid of settings.
 
@@ -215,12 +220,15 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         ValueError: bad settings or data.
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
-    with open_experiment({**config, "methods": sweep_methods(config["sweep"])}, workdir) as experiment:
+    methods = sweep_methods(config["sweep"])
+    with open_experiment({**config, "methods": methods}, workdir) as experiment:
         rows: list[dict[str, Any]] = []
         traces: list[dict[str, Any]] = []
+        shown = _MAX_TRACES // len(methods) or 1
         for cell in decode_cells(experiment):
             rows += cell["rows"]
-            traces += cell["traces"]
+            for task, _ in experiment.tasks:
+                traces += [trace for trace in cell["traces"] if trace["task"] == task.name][:shown]
         made_by = {**experiment.made_by, "config": dict(config)}
         if experiment.process.first:
             (experiment.workdir / "report.html").unlink(missing_ok=True)
@@ -229,14 +237,18 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         return rows
 
 
-def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
+def decode_cells(experiment: Experiment, *, predictions: bool = False) -> Iterator[dict[str, Any]]:
     """Decodes each method of an experiment by itself, into a file under cells/, and reads one after the other.
 
-    Methods whose file exists are not decoded again.
+    Methods whose file exists are not decoded again. One cell is in memory at a time.
+
+    Args:
+        experiment: what to decode.
+        predictions: whether the cells are read with their "predictions".
 
     Yields:
-        For each method its cell: "rows" as in results.json, "predictions" as in predictions.jsonl, and "traces" as
-        in traces.jsonl.
+        For each method its cell: "rows" as in results.json, "traces" as in traces.jsonl, and "predictions" as in
+        predictions.jsonl.
 
     Raises:
         ValueError: settings that do not fit the model (before anything is decoded), bad data, or more processes
@@ -250,7 +262,7 @@ def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
     if len(names) < process.parts:
         raise ValueError(f"num_processes is {process.parts}; allowed: at most the cells, {len(names)}")
     files = _cell_files(experiment, names)
-    missing = [name for name in names if files[name].read() is None]
+    missing = [name for name in names if not files[name].is_valid()]
     process.wait()
     if process.first:
         remove_partial_files(experiment.workdir / "cells")
@@ -262,7 +274,7 @@ def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
     process.wait()
     full: list[dict[str, Any]] = []  # the rows of the full model, whose cell is the first if there is one
     for name in names:
-        cell = files[name].read()
+        cell = files[name].read(predictions)
         if cell is None:
             raise OSError(f"{files[name].path} is missing; allowed: a workdir that all processes share")
         if name == names[0]:
@@ -272,6 +284,10 @@ def decode_cells(experiment: Experiment) -> Iterator[dict[str, Any]]:
         yield cell
 
 
+_PREDICTIONS = b', "predictions": '
+"""No text within JSON has these bytes, since quotes are escaped there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _CellFile:
     """A cell on disk. It is valid under the key that it was written with."""
@@ -279,9 +295,16 @@ class _CellFile:
     path: Path
     key: str
 
-    def read(self) -> dict[str, Any] | None:
-        """The cell, or None if it is missing or was decoded under another key."""
-        return read_sealed(self.path, self.key)
+    def is_valid(self) -> bool:
+        """Whether the file exists, is whole and was written under the key."""
+        return read_sealed(self.path, self.key) is not None
+
+    def read(self, predictions: bool) -> dict[str, Any] | None:
+        """The cell, with or without its predictions. None if the file is not valid."""
+        text = read_sealed(self.path, self.key)
+        if text is not None and not predictions:  # they are the last field, and most of the file
+            text = text.partition(_PREDICTIONS)[0] + b"}"
+        return None if text is None else json.loads(text)
 
     def write(self, cell: Mapping[str, Any]) -> None:
         write_whole(self.path, [seal(cell, self.key)])
@@ -305,7 +328,7 @@ def _decode_cell(
     name: str,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    cell: dict[str, Any] = {"rows": [], "predictions": [], "traces": []}
+    cell: dict[str, Any] = {"rows": [], "traces": [], "predictions": []}
     for task, methods in tasks:
         method = {name: methods[name]}
         rows, lines = evaluate(model, task, method, batch_size=config["batch_size"], limit=config["limit"])

@@ -9,8 +9,11 @@ from typing import Any
 from dvp_jax.evaluate.results import Row, describe, full_model, quality, results_table, rows_per_task, work
 from dvp_jax.report.html import write_report
 from dvp_jax.report.pareto import pareto_frontier
-from dvp_jax.report.plots import heat_map, measures_compared, quality_against_cost
+from dvp_jax.report.plots import heat_map, measures_compared, quality_against_cost, spread
 from dvp_jax.report.table import Section
+
+_MAX_HEAT_MAPS = 6
+"""Each takes a second. Combinations of settings are evenly spread, with the first and the last."""
 
 Plots = list[tuple[str, Path]]  # captions and SVG files
 
@@ -150,7 +153,7 @@ def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
 
 
 def _heat_maps(workdir: Path, cells: Sequence[Row]) -> Plots:
-    """Draws quality and mean exit over p and K, once for each combination of the other settings."""
+    """Draws quality and mean exit over p and K, for `_MAX_HEAT_MAPS` combinations of the other settings at most."""
     metric, task = next(iter(cells[0]["metric"])), cells[0]["task"]
     groups: dict[str, list[Row]] = {}
     for cell in cells:
@@ -162,7 +165,8 @@ def _heat_maps(workdir: Path, cells: Sequence[Row]) -> Plots:
         "mean exit": lambda cell: cell["mean_exit_layer"],
     }
     plots = []
-    for number, (settings, group) in enumerate(groups.items(), start=1):
+    drawn = dict(spread(list(groups.items()), _MAX_HEAT_MAPS))
+    for number, (settings, group) in enumerate(drawn.items(), start=1):
         for name, value in values.items():
             path = workdir / f"{task}_{name.replace(' ', '_')}_over_p_and_K_{number}.svg"
             heat_map({(cell["prune_layer"], cell["prune_size"]): value(cell) for cell in group}, path, label=name)

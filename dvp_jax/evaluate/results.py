@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,7 @@ _OTHER_COLUMNS = frozenset(
         "layer_flops_per_token",
         "ms_per_token",
         "num_tokens",
+        "num_not_finite",
         "encoder_ms_per_example",
         "num_examples",
         "speed_up",
@@ -135,8 +137,14 @@ def _cost(
         "layer_flops_per_token": float(decoder_layer_flops(exit_layers, policy, config, lengths).mean()),
         "ms_per_token": sum(line["decode_s"] for line in lines) * 1e3 / len(exit_layers),
         "num_tokens": len(exit_layers),
+        "num_not_finite": sum(None in line["confidences"] for line in lines),
         "encoder_ms_per_example": sum(line["encode_s"] for line in lines) * 1e3 / len(lines),
     }
+
+
+def finite(values: Iterable[float]) -> list[float | None]:
+    """Returns the values as JSON can hold them: None for NaN and infinity, as logits that overflow give."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def compare_with_full(rows: Iterable[dict[str, Any]]) -> None:
@@ -195,7 +203,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Shows the rows of one task.
 
     Where a method verifies drafts there are two columns more: the layers that ran one after the other per token,
-    and the share of drafts that the full model confirmed.
+    and the share of drafts that the full model confirmed. A row with texts whose logits were not finite says so.
     """
     metrics = list(rows[0]["metric"])
     drafts = any(row["drafts_accepted"] is not None for row in rows)
@@ -205,7 +213,7 @@ def results_table(rows: Sequence[Row]) -> Table:
         [
             [
                 row["method"],
-                describe(row),
+                describe(row) + _not_finite(row),
                 *(f"{row['metric'][name]:.2f}" for name in metrics),
                 f"{row['mean_exit_layer']:.2f} of {row['num_layers']}",
                 *([f"{row['layers_run_per_token']:.2f}", _percent(row["drafts_accepted"])] if drafts else []),
@@ -216,6 +224,11 @@ def results_table(rows: Sequence[Row]) -> Table:
             for row in rows
         ],
     )
+
+
+def _not_finite(row: Row) -> str:
+    count = row.get("num_not_finite", 0)
+    return f" (NOT FINITE in {count} of {row['num_examples']} texts)" if count else ""
 
 
 def _percent(share: float | None) -> str:

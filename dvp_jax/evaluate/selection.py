@@ -237,7 +237,7 @@ def _decode(
     rows: dict[str, Row] = {}
     losses = {}
     full_texts: list[str] = []
-    for cell in decode_cells(experiment):
+    for cell in decode_cells(experiment, predictions=True):
         ((row,), texts) = cell["rows"], [line["text"] for line in cell["predictions"]]
         full_texts = full_texts or texts
         rows[row["name"]], losses[row["name"]] = row, promise.losses(texts, full_texts, examples)

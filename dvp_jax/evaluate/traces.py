@@ -15,7 +15,7 @@ from dvp_jax.decode.api import encode
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.text import pad_rows, token_pieces, tokenize
 from dvp_jax.decode.trace import Trace, trace
-from dvp_jax.evaluate.results import Row, describe
+from dvp_jax.evaluate.results import Row, describe, finite
 from dvp_jax.runs.predictions import Line
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import to_host
@@ -100,6 +100,6 @@ def _trace_row(model: Model, row: Row, example: Example, line: Line, traced: Tra
         "pieces": pieces(line["tokens"]),
         "exit_layers": line["exit_layers"],
         "candidates": list(map(pieces, candidates.tolist())),
-        "confidences": confidences.astype(float).tolist(),
+        "confidences": [finite(depths) for depths in confidences.astype(float).tolist()],
         "ranks": [int(rank[prune_layer - 1]) if prune_layer else None for rank in ranks],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dvp_jax.report.pareto import pareto_frontier
 from dvp_jax.runs.files import write_whole
@@ -13,6 +13,8 @@ from dvp_jax.runs.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
 
 
 def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -152,7 +154,7 @@ def reliability_diagrams(report: Mapping[str, Any], target: str, path: Path) -> 
     from matplotlib.figure import Figure
 
     rows = {(row["vocabulary"], row["depth"]): row for row in report["reliability"] if row["target"] == target}
-    depths = _spread(sorted({depth for _, depth in rows}), most=8)
+    depths = spread(sorted({depth for _, depth in rows}), most=8)
     figure = Figure(figsize=(1.7 * len(depths) + 0.6, 4.2), layout="constrained")
     grid = figure.subplots(2, len(depths), sharex=True, sharey=True, squeeze=False)
     for panels, vocabulary in zip(grid, ("whole", "pruned"), strict=True):
@@ -337,7 +339,7 @@ def _whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _spread(values: list[int], most: int) -> list[int]:
+def spread(values: list[Item], most: int) -> list[Item]:
     """Returns at most `most` of the values, evenly spread, with the first and the last."""
     if len(values) <= most:
         return values

@@ -66,8 +66,8 @@ def file_name(name: str) -> str:
 def lock(path: Path, what: str | Path) -> Iterator[TextIO]:
     """Creates a file and locks it, so that no other process can lock it at the same time.
 
-    The kernel holds the lock and releases it when the process ends, also when it is killed. At the end of the
-    block the file is removed if it still has its name.
+    The kernel holds the lock and releases it when the process ends, also when it is killed. Within the block the
+    file may be removed or renamed, after which others can lock a new one.
 
     Args:
         path: the file. One that a killed process has left is used again.
@@ -90,14 +90,10 @@ def lock(path: Path, what: str | Path) -> Iterator[TextIO]:
                 raise OSError(f"{what} is in use by process {owner}; allowed: one") from None
             if not _is_at(file, path):
                 continue  # its owner removed or renamed it between our two calls
-            try:
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                yield file
-            finally:
-                if _is_at(file, path):
-                    path.unlink()
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield file
             return
 
 
@@ -152,11 +148,15 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     with lock(partial, path) as file:
-        file.truncate(0)
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            file.truncate(0)
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     _sync(path.parent)
 
 
@@ -178,14 +178,14 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
         raise OSError(f"{folder} is a mount point; allowed: a folder in it")
     prepare_workdir(folder.parent)
     partial = folder.with_name(f".{folder.name}.partial")
-    with lock(folder.with_name(f".{folder.name}.lock"), folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(
-                f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder"
-            )
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    with lock(folder.with_name(f".{folder.name}.lock"), folder) as lock_file:
         try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise FileExistsError(
+                    f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder"
+                )
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
             yield partial
             for path in (partial, *partial.rglob("*")):
                 _sync(path)
@@ -193,6 +193,7 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
             _sync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            Path(lock_file.name).unlink()
 
 
 def _sync(path: Path) -> None:
@@ -239,8 +240,8 @@ def seal(value: Mapping[str, Any], key: str, indent: int | None = None) -> str:
     return f'{head.decode()}, "checksum": "{checksum(head)}"}}\n'
 
 
-def unseal(data: bytes, key: str) -> dict[str, Any] | None:
-    """Returns the object that `seal` made a text of, or None if it was made with another key.
+def unseal(data: bytes, key: str) -> bytes | None:
+    """Returns the JSON of the object that `seal` made a text of, or None if it was made with another key.
 
     Raises:
         ValueError: the text was cut short or edited.
@@ -248,11 +249,8 @@ def unseal(data: bytes, key: str) -> dict[str, Any] | None:
     head, _, tail = data.rpartition(b', "checksum": "')
     if tail != f'{checksum(head)}"}}\n'.encode():
         raise ValueError("its checksum is another")
-    if not head.endswith(f' "key": "{key}"'.encode()):
-        return None
-    value = json.loads(data)
-    del value["key"], value["checksum"]
-    return value
+    field = f' "key": "{key}"'.encode()
+    return head.removesuffix(field).rstrip(b",\n") + b"}" if head.endswith(field) else None
 
 
 def checksum(data: bytes) -> str:
@@ -260,8 +258,8 @@ def checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_sealed(path: Path, key: str) -> dict[str, Any] | None:
-    """Returns the object in a file of `seal`.
+def read_sealed(path: Path, key: str) -> bytes | None:
+    """Returns the JSON of the object in a file of `seal`.
 
     None if the file does not exist, is of another key, or is damaged, which a warning says.
     """

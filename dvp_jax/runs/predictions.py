@@ -67,11 +67,11 @@ class Predictions:
     def _read(self) -> None:
         """Adds the batches under this key that are in the workdir, of a finished run or an unfinished one."""
         assert self._workdir is not None
-        results = read_sealed(self._workdir / "results.json", self._key)
-        if results is not None:
+        sealed = read_sealed(self._workdir / "results.json", self._key)
+        if sealed is not None:
             path = self._workdir / "predictions.jsonl"
             data = path.read_bytes() if path.is_file() else b""
-            if checksum(data) == results["predictions_checksum"]:
+            if checksum(data) == json.loads(sealed)["predictions_checksum"]:
                 self._batches |= _whole_batches(map(json.loads, data.splitlines()))
                 return
             warnings.warn(f"{path} is not the one of results.json; its texts are decoded again", stacklevel=2)
@@ -84,13 +84,13 @@ class Predictions:
         lines = path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             try:
-                value = unseal(line, self._key)
+                sealed = unseal(line, self._key)
             except ValueError as error:
                 if number < len(lines):  # a run that is killed tears its last line
                     warnings.warn(f"{path}, line {number}: damaged ({error}); decoded again", stacklevel=2)
             else:
-                if value is not None:
-                    yield value
+                if sealed is not None:
+                    yield json.loads(sealed)
 
     def gather(self) -> None:
         """Waits until all processes have called this, and reads the batches that they have decoded."""

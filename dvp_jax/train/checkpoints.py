@@ -153,11 +153,11 @@ class Checkpoints:
                 errors[step] = error
                 continue
             for damaged, error in errors.items():
-                warnings.warn(f"{error}; goes on from step {step}", stacklevel=2)
+                warnings.warn(f"{error}. It is removed, and the run goes on from step {step}", stacklevel=2)
                 self._manager.delete(damaged)
             return state
         raise ValueError(
-            f"{'; '.join(map(str, errors.values()))}; allowed: a whole checkpoint, or another workdir"
+            f"{'. '.join(map(str, errors.values()))}. Allowed: a whole checkpoint, or another workdir"
         )
 
     def restore(self, step: int, like: State) -> State:

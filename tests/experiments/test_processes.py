@@ -77,7 +77,16 @@ def config_of(folder: Path) -> dict:
 
 def untimed(value: object) -> object:
     """Without what no two runs have in common."""
-    times = {"decode_s", "encode_s", "ms_per_token", "encoder_ms_per_example", "speed_up", "time"}
+    times = {
+        "decode_s",
+        "encode_s",
+        "ms_per_token",
+        "encoder_ms_per_example",
+        "speed_up",
+        "time",
+        "checksum",
+        "predictions_checksum",
+    }
     if isinstance(value, dict):
         return {name: untimed(x) for name, x in value.items() if name not in times}
     return [untimed(x) for x in value] if isinstance(value, list) else value

@@ -25,7 +25,7 @@ GRID = {
     "dvp": {"prune_layer": (1, 2), "prune_size": (8,), "threshold": (0.3, 0.6)},
 }
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-TIMES = re.compile(r"ms_per|speed_up|_s$|^time$|^git_revision$")
+TIMES = re.compile(r"ms_per|speed_up|_s$|^time$|^git_revision$|checksum$")
 
 
 @pytest.fixture(scope="module")

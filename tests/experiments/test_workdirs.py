@@ -24,7 +24,6 @@ LAUNCHERS = {
     "throughput": [DEMO],
     "vocab_scaling": ["--vocab_sizes=100", "--shape=t5-small", "--new_tokens=1", "--rounds=1"],
 }
-LOCKING = sorted(set(LAUNCHERS) - {"reproduce"})  # it locks the folders of its configs, below its own
 
 
 @pytest.mark.parametrize("name", sorted(LAUNCHERS))
@@ -32,7 +31,7 @@ def test_an_empty_workdir_is_refused(name):
     check_error(launch(name, "--workdir=", *LAUNCHERS[name]), "workdir is ''; allowed: the path of a folder")
 
 
-@pytest.mark.parametrize("name", LOCKING)
+@pytest.mark.parametrize("name", sorted(LAUNCHERS))
 def test_a_workdir_that_another_run_has_locked_is_refused_and_left_as_it_was(name, tmp_path):
     with lock_workdir(tmp_path):
         run = launch(name, f"--workdir={tmp_path}", *LAUNCHERS[name])

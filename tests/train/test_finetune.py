@@ -139,7 +139,7 @@ def metrics_of(run: Run, split: str) -> list[dict]:
 def test_a_run_writes_model_log_plot_and_config(trained):
     assert trained.stdout == f"the best model is in {trained.model}\n"
     files = {path.name for path in trained.workdir.iterdir()}
-    assert files == {"model", "checkpoints", "metrics.jsonl", "accuracy_per_depth.svg", "config.json"}
+    assert files == {"model", "checkpoints", "metrics.jsonl", "accuracy_per_depth.svg", "config.json", ".lock"}
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= {
         p.name for p in trained.model.iterdir()
     }
