@@ -275,8 +275,6 @@ def decode_cells(experiment: Experiment, *, predictions: bool = False) -> Iterat
     full: list[dict[str, Any]] = []  # the rows of the full model, whose cell is the first if there is one
     for name in names:
         cell = files[name].read(predictions)
-        if cell is None:
-            raise OSError(f"{files[name].path} is missing; allowed: a workdir that all processes share")
         if name == names[0]:
             full = cell["rows"]
         for task, _ in experiment.tasks:
@@ -299,12 +297,16 @@ class _CellFile:
         """Whether the file exists, is whole and was written under the key."""
         return read_sealed(self.path, self.key) is not None
 
-    def read(self, predictions: bool) -> dict[str, Any] | None:
-        """The cell, with or without its predictions. None if the file is not valid."""
+    def read(self, predictions: bool) -> dict[str, Any]:
+        """The cell, with or without its predictions, which are the last field and most of the file.
+
+        Raises:
+            OSError: the file is not valid.
+        """
         text = read_sealed(self.path, self.key)
-        if text is not None and not predictions:  # they are the last field, and most of the file
-            text = text.partition(_PREDICTIONS)[0] + b"}"
-        return None if text is None else json.loads(text)
+        if text is None:
+            raise OSError(f"{self.path} is missing; allowed: a workdir that all processes share")
+        return json.loads(text if predictions else text.partition(_PREDICTIONS)[0] + b"}")
 
     def write(self, cell: Mapping[str, Any]) -> None:
         write_whole(self.path, [seal(cell, self.key)])

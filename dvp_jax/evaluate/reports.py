@@ -153,7 +153,7 @@ def _measures(workdir: Path, cells: Sequence[Row]) -> Plots:
 
 
 def _heat_maps(workdir: Path, cells: Sequence[Row]) -> Plots:
-    """Draws quality and mean exit over p and K, for `_MAX_HEAT_MAPS` combinations of the other settings at most."""
+    """Draws quality and mean exit over p and K, for at most `_MAX_HEAT_MAPS` of the other settings."""
     metric, task = next(iter(cells[0]["metric"])), cells[0]["task"]
     groups: dict[str, list[Row]] = {}
     for cell in cells:

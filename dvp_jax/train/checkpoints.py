@@ -145,20 +145,18 @@ class Checkpoints:
         Raises:
             ValueError: as `restore`, or no checkpoint is whole. Nothing is removed then.
         """
-        errors: dict[int, DamagedCheckpointError] = {}
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
                 state = self.restore(step, like)
             except DamagedCheckpointError as error:
-                errors[step] = error
+                damaged[step] = str(error)
                 continue
-            for damaged, error in errors.items():
-                warnings.warn(f"{error}. It is removed, and the run goes on from step {step}", stacklevel=2)
-                self._manager.delete(damaged)
+            for later, message in damaged.items():
+                warnings.warn(f"{message}. It is removed, and the run goes on from step {step}", stacklevel=2)
+                self._manager.delete(later)
             return state
-        raise ValueError(
-            f"{'. '.join(map(str, errors.values()))}. Allowed: a whole checkpoint, or another workdir"
-        )
+        raise ValueError(f"{'. '.join(damaged.values())}. Allowed: a whole checkpoint, or another workdir")
 
     def restore(self, step: int, like: State) -> State:
         """Reads the checkpoint of a step.
@@ -212,7 +210,7 @@ def _checksum(state: Any, loss: float | None) -> str:
     """Returns a hash of all arrays and the loss. If several processes hold the arrays, all must call this."""
     hashed = hashlib.sha256(repr(loss).encode())
     for leaf in jax.tree.leaves(state):
-        hashed.update(np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8))
+        hashed.update(np.ascontiguousarray(to_host(leaf)).reshape(-1).view(np.uint8).data)
     return hashed.hexdigest()
 
 

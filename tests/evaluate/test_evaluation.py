@@ -1,12 +1,15 @@
 """Evaluation of several methods over a task of a tiny random model."""
 
 import dataclasses
+import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dvp_jax
 from dvp_jax.evaluate.evaluation import evaluate, make_methods
+from dvp_jax.evaluate.reports import report_evaluation
 from dvp_jax.evaluate.results import describe, results_table
 from dvp_jax.evaluate.traces import trace_texts
 from tests.launching import SENTENCES, Sentences
@@ -121,3 +124,23 @@ def test_settings_are_ordered_full_first_and_unknown_fields_are_named():
         ValueError, match=r"methods\.a has no treshold; allowed: method, max_new_tokens, threshold"
     ):
         make_methods({"a": {"treshold": 0.5}}, 7)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\nb", "\udcff"])
+def test_names_of_methods_that_are_no_file_names_are_refused(name):
+    with pytest.raises(ValueError, match=r"methods has '.*'; allowed: names that can be printed, without /"):
+        make_methods({name: {"method": "full"}}, max_new_tokens=3)
+
+
+def test_texts_whose_logits_overflow_are_written_and_their_row_says_so(model, tmp_path):
+    params = model.params | {"lm_head": model.params["lm_head"].at[7].set(jnp.inf)}
+    overflowing = dataclasses.replace(model, params=params)
+    task = Sentences(SENTENCES[:2])
+    rows, lines = evaluate(overflowing, task, {"full": FULL}, batch_size=1)
+    assert [set(line["confidences"]) for line in lines] == [{None}, {None}]
+    assert "(NOT FINITE in 2 of 2 texts)" in results_table(rows).markdown()
+    traces = list(trace_texts(overflowing, task, {"full": FULL}, rows, lines, 2))
+    report_evaluation(tmp_path, rows, {}, traces)
+    for name, value in {"rows": rows, "lines": lines, "traces": traces}.items():
+        assert json.dumps(value, allow_nan=False), name
+    assert (tmp_path / "report.html").is_file()

@@ -3,6 +3,7 @@
 import pytest
 
 from dvp_jax.evaluate.experiment import open_experiment, sweep_methods
+from tests.launching import files_of
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,18 @@ def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
 def test_bad_data_are_refused_before_the_model_is_read(tmp_path):
     (tmp_path / "rows.csv").write_text("source,target\na,b,c\n")
     tasks = {"text_to_text": {"path": str(tmp_path / "rows.csv")}}
-    config = {"model": str(tmp_path / "no model"), "dtype": "float32", "tasks": tasks, "methods": {"full": {}}}
+    config = {"model": str(tmp_path / "no model"), "dtype": "float32", "tasks": tasks, "limit": None, "batch_size": 1, "methods": {"full": {}}}
     with pytest.raises(ValueError, match=r"rows\.csv, line 2 has 3 fields"), open_experiment(config, tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [("explore", -1, 0), ("explore", "all", 0), ("limit", 0, 1), ("batch_size", 0, 1), ("batch_size", 1.5, 1)],
+)
+def test_counts_that_cannot_be_are_refused_before_anything_is_written(tmp_path, field, value, least):
+    config = {"model": "no such model", "batch_size": 1, "limit": None, "explore": 0, field: value}
+    message = f"^config.{field} is {value!r}; allowed: an integer of at least {least}$"
+    with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path / "run"):
+        pass
+    assert files_of(tmp_path) == []

@@ -3,6 +3,7 @@
 import dataclasses
 
 import dvp_jax
+from dvp_jax.evaluate import reports
 from dvp_jax.evaluate.reports import advice, report_sweep
 from dvp_jax.evaluate.results import describe, results_sections, results_table
 from tests.report.helpers import texts_of
@@ -126,3 +127,17 @@ def test_a_sweep_of_several_measures_compares_them_over_their_thresholds(tmp_pat
 def test_a_sweep_of_one_measure_has_nothing_to_compare(tmp_path):
     report_sweep(tmp_path, [cell("full", 90.0, 8.0), cell("calm", 80.0, 5.0, confidence="state")], {}, [])
     assert not (tmp_path / "squad_f1_per_measure.svg").exists()
+
+
+def test_a_sweep_of_many_settings_has_a_few_heat_maps(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reports, "heat_map", lambda values, path, label: (drawn.append(label), path.touch()))
+    cells = [
+        cell("dvp", 80.0, 5.0, prune_layer=2, prune_size=size, threshold=threshold / 100)
+        for size in (8, 16)
+        for threshold in range(0, 100, 9)
+    ]
+    report_sweep(tmp_path, cells, {}, [])
+    page = (tmp_path / "report.html").read_text()
+    assert len(drawn) == 12, "quality and mean exit, each over p and K, of six thresholds"
+    assert "f1 over p and K, threshold 0.0<" in page and "f1 over p and K, threshold 0.99<" in page

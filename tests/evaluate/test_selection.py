@@ -6,7 +6,8 @@ import pytest
 
 from dvp_jax.data import Example
 from dvp_jax.evaluate.experiment import sweep_methods
-from dvp_jax.evaluate.selection import Promise, ordered_paths, promises_table
+from dvp_jax.evaluate.selection import Promise, ordered_paths, promises_table, select
+from tests.launching import files_of
 
 
 def test_a_path_has_one_p_and_k_and_goes_from_the_highest_threshold_to_the_lowest():
@@ -87,3 +88,12 @@ def test_a_table_of_promises_costs_them_on_the_examples_to_check_on():
         "| textual | 0.05 | 0.0123 |  | 4.00 of 8 | 75 % | 1.50x | `dvp` |",
         "| risk | 0.02 | 0.0123 | 0.0200 | 4.25 of 8 | 80 % | 1.25x | `a` |",
     ]
+
+
+def test_an_output_in_a_missing_folder_is_refused_before_anything_is_written(tmp_path):
+    output = tmp_path / "missing" / "selected.json"
+    with pytest.raises(
+        ValueError, match=f"^output is {output}; allowed: the path of a file in a folder that exists"
+    ):
+        select({}, tmp_path / "run", Promise(), output=output)
+    assert files_of(tmp_path) == []

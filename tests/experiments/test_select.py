@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import shutil
 import warnings
 from pathlib import Path
 
@@ -302,3 +303,41 @@ def test_what_a_grids_config_leaves_open_is_set_on_the_command_line(tmp_path):
         "--config.tasks.translation.source_path=val.en",
     )
     check_error(run, "source_path is 'val.en' and target_path None")
+
+
+def test_cells_that_were_cut_short_or_edited_are_named_and_decoded_again(selection, tmp_path):
+    shutil.copytree(selection.workdir, tmp_path / "run")
+    paths = sorted((tmp_path / "run" / "cells").glob("dvp*.json"))
+    before = [json.loads(path.read_text())["predictions"] for path in paths]
+    paths[0].write_bytes(paths[0].read_bytes()[:-100])
+    paths[1].write_text(paths[1].read_text().replace('"text": "', '"text": "edited ', 1))
+    config = {**selection.config(), "limit": None}
+    with pytest.warns(UserWarning, match="damaged") as warned:
+        rows = run_sweep(config, tmp_path / "run")
+    named = {str(path) for path in paths[:2]}
+    assert {
+        str(each.message).split(" is damaged")[0] for each in warned if "damaged" in str(each.message)
+    } == named
+    found = [json.loads(path.read_text())["predictions"] for path in paths]
+    assert [[line["text"] for line in lines] for lines in found] == [
+        [x["text"] for x in lines] for lines in before
+    ]
+    assert [row["name"] for row in rows] == ["full", *sorted(row["name"] for row in rows[1:])] or len(rows) == 7
+
+
+def test_a_cell_with_a_long_name_is_written_and_found_again(selection, tmp_path):
+    grid = {
+        "calm": {
+            "thresholds_per_depth": [(0.1234567890123456789,) * 2, (0.5,) * 2],
+            "confidence": ["softmax_diff"],
+        }
+    }
+    grid["calm"] |= {field: [value] for field, value in {"min_exit_layer": 1, "max_new_tokens": 3}.items()}
+    grid["calm"] |= {"branch_every": [None], "unembedding": ["float"], "exit_depths": [None]}
+    config = selection.config(sweep=grid)
+    rows = run_sweep(config, tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert len(times) == 2 and all(len(path.name) < 140 for path in times)
+    assert len({row["name"] for row in rows}) == 2 and all(len(row["name"]) > 100 for row in rows)
+    run_sweep(config, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == times

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and a workdir belongs to one process."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -10,7 +11,18 @@ import tempfile
 
 import pytest
 
-from dvp_jax.runs.files import lock_workdir, prepare_workdir, write_whole
+from dvp_jax.runs.files import (
+    check_output,
+    file_name,
+    lock_workdir,
+    prepare_workdir,
+    read_json,
+    seal,
+    unseal,
+    write_folder,
+    write_json,
+    write_whole,
+)
 from tests.launching import files_of
 
 OWN = """
@@ -119,3 +131,104 @@ def test_an_empty_workdir_is_refused_and_nothing_is_written_into_the_current_fol
         claim("")
     assert files_of(tmp_path) == []
     assert prepare_workdir(".").resolve() == tmp_path, "the current folder by its name is no mistake"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dvp_jax.runs.files import lock_workdir, write_folder, write_whole
+folder = Path(sys.argv[1])
+
+def parts():
+    yield "begun" * 10_000
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "file":
+    with lock_workdir(folder):
+        write_whole(folder / "file", parts())
+with write_folder(folder / "new") as partial:
+    (partial / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(folder, kind):
+    run = subprocess.run([sys.executable, "-c", KILLED, str(folder), kind], check=False)
+    assert run.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_run_has_half_written_is_removed_by_the_next(tmp_path):
+    killed(tmp_path, "file")
+    assert ".file.partial" in files_of(tmp_path) and not (tmp_path / "file").exists()
+    with lock_workdir(tmp_path):
+        assert files_of(tmp_path) == [".lock"]
+
+
+def test_a_folder_appears_whole_also_after_a_run_that_was_killed(tmp_path):
+    killed(tmp_path, "folder")
+    assert not (tmp_path / "new").exists()
+    with write_folder(tmp_path / "new") as partial:
+        assert files_of(partial) == []
+        (partial / "config.json").write_text("{}")
+        assert not (tmp_path / "new").exists()
+    assert files_of(tmp_path) == ["new"] and files_of(tmp_path / "new") == ["config.json"]
+
+
+def test_a_second_writer_of_a_folder_is_refused_and_one_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "new").mkdir()
+    with write_folder(tmp_path / "new") as partial:
+        message = f"{tmp_path / 'new'} is in use by process {os.getpid()}; allowed: one"
+        with pytest.raises(OSError, match=f"^{re.escape(message)}$"), write_folder(tmp_path / "new"):
+            pass
+        (partial / "whole").touch()
+    with pytest.raises(FileExistsError, match="new holds a checkpoint already, or other files"):
+        write_folder(tmp_path / "new").__enter__()
+    with pytest.raises(ZeroDivisionError), write_folder(tmp_path / "other") as partial:
+        (partial / "half").touch()
+        raise ZeroDivisionError
+    assert files_of(tmp_path) == ["new"] and files_of(tmp_path / "new") == ["whole"]
+
+
+def test_paths_and_texts_that_are_not_utf8_are_written_as_json_reads_them(tmp_path):
+    value = {"model": os.fsdecode(b"/data/\xff"), "text": "\ud83d half"}
+    write_json(tmp_path / "file.json", value)
+    assert json.loads((tmp_path / "file.json").read_text(encoding="utf-8")) == value
+    assert json.loads(unseal(seal(value, "k").encode(), "k")) == value
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_sealed_object_is_read_under_its_key_and_no_other_byte_can_change(indent):
+    value = {"rows": [{"text": '", "checksum": "', "n": 1.5}], "empty": {}}
+    text = seal(value, "key1", indent).encode()
+    assert json.loads(text) == value | {"key": "key1", "checksum": json.loads(text)["checksum"]}
+    assert json.loads(unseal(text, "key1")) == value
+    assert unseal(text, "key2") is None
+    for place in range(len(text)):
+        for damaged in (text[:place], text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :]):
+            with pytest.raises(ValueError):
+                unseal(damaged, "key1")
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "results.json").write_text('{"rows": [')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/results.json is damaged \(.*\); allowed: the file as it"):
+        read_json(tmp_path / "results.json")
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_names_of_files_are_short_and_differ(tmp_path):
+    long = "calm,thresholds_per_depth=" + repr(tuple(0.1 + i / 100 for i in range(24)))
+    names = [long, long + " ", "a/b", "a_b", "\udcff", "ä" * 200, "dvp,prune_layer=2,threshold=0.3"]
+    files = [file_name(name) for name in names]
+    assert len(set(files)) == len(names) and files[-1] == names[-1]
+    for name in files:
+        write_whole(tmp_path / f"{name}.json", ["{}"])
+    assert sorted(f"{name}.json" for name in files) == files_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing/file.json", "."])
+def test_an_output_that_cannot_be_a_file_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"^output is .*; allowed: the path of a file in a folder that exists$"):
+        check_output(tmp_path / name)
+    assert check_output(tmp_path / "file.json") == tmp_path / "file.json"
+    assert files_of(tmp_path) == []

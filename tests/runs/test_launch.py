@@ -1,10 +1,13 @@
 """How a launcher starts and ends: its flags, its exit status, and what it says of bad input."""
 
 import os
+import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
+from absl import flags
 
 from dvp_jax.runs import launch
 from tests.launching import ROOT, call, start
@@ -55,6 +58,26 @@ def run_what_raises() -> None:
 def test_launchers_show_bad_input_as_a_traceback_when_asked_to():
     run = call(run_what_raises, "--verbosity=1")
     assert run.returncode == 1 and "Traceback" in run.stderr
+
+
+def run_until_interrupted() -> None:
+    def main() -> None:
+        warnings.warn("few examples", stacklevel=1)
+        print(os.fsdecode(b"/data/\xff"))
+        signal.raise_signal(signal.SIGINT)
+
+    flags.DEFINE_string("workdir", None, "The folder.")
+    launch.run(main, interrupted=launch.DECODED)
+
+
+def test_ctrl_c_and_warnings_are_one_line_and_paths_that_are_not_utf8_are_printed_escaped():
+    run = call(run_until_interrupted, "--workdir=runs/a")
+    assert run.returncode == 130
+    assert run.stdout == "/data/\\udcff\n"
+    assert run.stderr.splitlines() == [
+        "warning: few examples",
+        "interrupted: what was decoded is kept in runs/a; the same command goes on from there",
+    ]
 
 
 COMPILE = """

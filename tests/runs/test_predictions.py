@@ -140,3 +140,56 @@ def test_a_batch_that_another_process_wrote_elsewhere_is_named(tmp_path):
     run.add("squad", "full", 0, texts("a"))
     with pytest.raises(OSError, match=rf"workdir {tmp_path} lacks batch 1 of squad by full; allowed: a folder"):
         run.all("squad", "full", 2)
+
+
+def finished(folder, key, *names):
+    run = Predictions(folder, key)
+    run.finish(run.add("squad", "full", 0, texts(*names)), {"rows": []})
+
+
+def test_results_are_found_only_with_the_texts_that_they_were_written_with(tmp_path):
+    finished(tmp_path, "A", "a")
+    results = (tmp_path / "results.json").read_bytes()
+    finished(tmp_path, "B", "b")
+    (tmp_path / "results.json").write_bytes(results)  # as a run that was killed between the two files left them
+    with pytest.warns(
+        UserWarning, match="predictions.jsonl is not the one of results.json; its texts are decoded"
+    ):
+        assert Predictions(tmp_path, "A").get("squad", "full", 0) is None
+
+
+def test_no_results_stand_beside_texts_of_another_run_wherever_it_is_killed(tmp_path, monkeypatch):
+    finished(tmp_path, "A", "a")
+    run = Predictions(tmp_path, "B")
+    lines = run.add("squad", "full", 0, texts("b"))
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dvp_jax.runs.predictions.write_whole", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(lines, {"rows": []})
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.undo()
+    assert ids(Predictions(tmp_path, "B").get("squad", "full", 0)) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions.jsonl", "predictions.partial.jsonl"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-30], lambda data: data.replace(b"full", b"dull", 1)])
+def test_files_that_were_cut_short_or_edited_are_named_and_decoded_again(tmp_path, name, damage):
+    if name == "predictions.partial.jsonl":
+        run = Predictions(tmp_path, "key")
+        run.add("squad", "full", 0, texts("a", "b"))
+        run.add("squad", "full", 1, texts("c"))
+    else:
+        finished(tmp_path, "key", "a", "b")
+    data = (tmp_path / name).read_bytes()
+    if name == "predictions.partial.jsonl":
+        first, rest = data.split(b"\n", 1)
+        (tmp_path / name).write_bytes(damage(first) + b"\n" + rest)
+    else:
+        (tmp_path / name).write_bytes(damage(data) if name != "results.json" else damage(data) + b" ")
+    with pytest.warns(UserWarning, match=name):
+        found = Predictions(tmp_path, "key")
+    assert found.get("squad", "full", 0) is None
+    assert ids(found.get("squad", "full", 1)) == (["c"] if name == "predictions.partial.jsonl" else None)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import runpy
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
+from dvp_jax.runs.files import write_folder
 from tests.launching import ROOT, SENTENCES, call, check_error, files_of, start
 
 SCRIPT = "scripts/convert_checkpoint.py"
@@ -58,3 +60,10 @@ def test_conversion_refuses_a_folder_that_holds_a_checkpoint(checkpoint, convert
     check_error(run, back, "checkpoint already")
     assert {path: path.read_bytes() for path in back.iterdir()} == before
     assert files_of(back.parent) == ["huggingface"]
+
+
+def test_a_second_conversion_into_a_folder_is_refused_while_the_first_runs(checkpoint, tmp_path):
+    with write_folder(tmp_path / "out"):
+        run = call(run_script, f"--source={checkpoint.folder}", f"--output={tmp_path / 'out'}")
+        check_error(run, f"{tmp_path / 'out'} is in use by process {os.getpid()}; allowed: one")
+        assert "loading" not in run.stderr

@@ -693,3 +693,17 @@ def test_a_damaged_orbax_checkpoint_is_refused(folder, tmp_path):
         (tmp_path / name / "SHA256SUMS").unlink()
         with pytest.raises(ValueError, match="is not a complete Orbax checkpoint"):
             dvp_jax.load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "orbax"])
+def test_weights_with_a_flipped_byte_are_refused_by_name(folder, tmp_path, format):
+    saved = tmp_path / "saved"
+    dvp_jax.save_model(saved, dvp_jax.load_model(folder), format=format)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=saved, check=True, capture_output=True)
+    weights = [path for path in saved.rglob("*") if path.suffix == ".safetensors" or "params" in path.parts]
+    path = max(weights, key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"^{path} is damaged or missing; allowed: the file whose checksum is in"):
+        dvp_jax.load_model(saved)

@@ -26,7 +26,7 @@ from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
 from tests.launching import start as start_python
 from tests.processes import begin, end, process_flags
-from tests.train.helpers import finish, flat, launch_finetune, start, word_tokenizer
+from tests.train.helpers import files_under, finish, flat, launch_finetune, start, word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -323,6 +323,51 @@ def test_an_interrupted_run_goes_on_with_resume_and_exports_the_same_model(data,
     found, expected = (load_file(folder / "model.safetensors") for folder in (run.model, trained.model))
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+
+
+@pytest.fixture
+def interrupted(data, trained, tmp_path) -> Path:
+    """The workdir of a run that has not exported its model."""
+    shutil.copytree(trained.workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("squad_train.json", "made_from.data"), ("samsum_validation.csv", "made_from.validation_data")],
+)
+def test_a_run_is_not_resumed_with_other_data_under_the_same_path(data, interrupted, tmp_path, name, field):
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("runs"))
+    config = json.loads((interrupted / "config.json").read_text().replace(str(data), str(tmp_path / "data")))
+    (interrupted / "config.json").write_text(json.dumps(config))
+    del config["made_from"]
+    text = (tmp_path / "data" / name).read_text()
+    (tmp_path / "data" / name).write_text(text.replace("oslo", "rome"))
+    before = files_under(interrupted)
+    with pytest.raises(
+        ValueError, match=rf"^config differs from that of the run to resume: .*{field} is '.*', was '"
+    ):
+        finetune(config, interrupted, resume=True)
+    assert files_under(interrupted) == before
+
+
+def test_a_run_is_not_resumed_from_other_weights_or_with_another_tokenizer(data, trained, interrupted, tmp_path):
+    shutil.copytree(trained.model, tmp_path / "model")
+    config = {**config_of(data), "model": str(tmp_path / "model")}
+    written = json.loads((interrupted / "config.json").read_text())
+    made_from = {**written["made_from"], "model": "0", "tokenizer": "1"}
+    (interrupted / "config.json").write_text(json.dumps({**config, "made_from": made_from}))
+    with pytest.raises(
+        ValueError, match=r"made_from.model is '.*', was '0'; made_from.tokenizer is '.*', was '1'$"
+    ):
+        finetune(config, interrupted, resume=True)
+
+
+def test_a_damaged_config_of_the_run_to_resume_is_named(data, interrupted):
+    (interrupted / "config.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match=rf"^{interrupted}/config.json is damaged \(.*\); allowed: .*, or none$"):
+        finetune(config_of(data), interrupted, resume=True)
 
 
 # Errors

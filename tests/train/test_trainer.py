@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import multiprocessing
+import shutil
 import signal
 import time
 
@@ -523,6 +525,61 @@ def test_checkpoints_of_other_arrays_are_refused_and_left_alone(tmp_path, counti
 
 
 # Losses that are not finite
+
+
+def replace_arrays(folder) -> None:
+    """Gives a checkpoint the arrays of the one before it: as whole as before, and not what was saved."""
+    shutil.rmtree(folder / "default")
+    shutil.copytree(folder.with_name("2") / "default", folder / "default")
+
+
+def edit_loss(folder) -> None:
+    (folder / "metrics" / "metrics").write_text('{"loss": 0.5}')
+
+
+def empty_largest(folder) -> None:
+    max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0).write_bytes(b"")
+
+
+DAMAGES = [replace_arrays, edit_loss, empty_largest] + [
+    functools.partial(lambda name, folder: (folder / name).write_bytes((folder / name).read_bytes()[:9]), name)
+    for name in ("metrics/metrics", "_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: getattr(damage, "__name__", None) or damage.args[0])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, counting, validating, damage):
+    validating([3.0, 3.0], [2.0, 2.0])
+    trainer.train(tiny_model(), make_batches(), make_batches(), quick_config(steps=4), tmp_path)
+    damage(tmp_path / "checkpoints" / "4")
+    validating([2.0, 2.0], [1.0, 1.0])
+    steps = []
+    batches = Watched(make_batches(), steps.append)
+    with pytest.warns(UserWarning, match=rf"{tmp_path}/checkpoints/4 is damaged: .*the run goes on from step 2"):
+        model = trainer.train(tiny_model(), batches, make_batches(), quick_config(steps=6), tmp_path, resume=True)
+    assert steps == [3, 4, 5, 6]
+    assert_taken(model, 6)
+    assert saved_steps(tmp_path) == [4, 6]
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_was(tmp_path, counting):
+    trainer.train(tiny_model(), make_batches(), None, quick_config(steps=4), tmp_path)
+    for step in ("2", "4"):
+        empty_largest(tmp_path / "checkpoints" / step)
+    before = files_under(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoints/4 is damaged.*checkpoints/2 is damaged.*another workdir$"):
+        trainer.train(tiny_model(), make_batches(), None, quick_config(), tmp_path, resume=True)
+    assert files_under(tmp_path) == before
+
+
+@pytest.mark.parametrize("line", ["", "[]", '{"step": 4', '{"step": "4", "split": "train", "loss": 1.0}'])
+def test_a_damaged_line_of_the_log_is_named_and_the_others_kept(tmp_path, line):
+    good = [json.dumps({"step": step, "split": "train", "loss": 1.5}) for step in (2, 4, 6)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([good[0], line, good[2], '{"step": 8, "spl']))
+    with pytest.warns(UserWarning, match=rf"^{path}, line 2: damaged and left out$") as warned:
+        assert [each["step"] for each in trainer.read_metrics(path)] == [2, 6]
+    assert len(warned) == 1, "the last line is one that a killed run has torn"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path, counting, monkeypatch):
