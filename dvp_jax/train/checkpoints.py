@@ -202,8 +202,8 @@ def _remove_broken_losses(folder: Path) -> None:
     for path in folder.glob("*/metrics/metrics"):
         try:
             float(json.loads(path.read_bytes())["loss"])
-        except (ValueError, KeyError, TypeError):
-            shutil.rmtree(path.parent)
+        except (ValueError, KeyError, TypeError, OSError):  # OSError: another process has removed it
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _checksum(state: Any, loss: float | None) -> str:

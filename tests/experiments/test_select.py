@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 import dvp_jax
+from dvp_jax.evaluate import experiment
 from dvp_jax.evaluate.experiment import run_sweep
 from dvp_jax.evaluate.selection import Promise, select, selection_table
 from tests.launching import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
@@ -324,19 +325,18 @@ def test_cells_that_were_cut_short_or_edited_are_named_and_decoded_again(selecti
     assert len(rows) == 7 and rows[0]["speed_up"] == 1.0
 
 
-def test_a_cell_with_a_long_name_is_written_and_found_again(selection, tmp_path):
-    grid = {
-        "calm": {
-            "thresholds_per_depth": [(0.1234567890123456789,) * 3, (0.5,) * 3],
-            "confidence": ["softmax_diff"],
-        }
-    }
-    grid["calm"] |= {field: [value] for field, value in {"min_exit_layer": 1, "max_new_tokens": 3}.items()}
+def test_cells_with_long_names_are_written_and_found_again(selection, tmp_path, monkeypatch):
+    def decode(model, tasks, name, config):  # as the cell of another name
+        return json.loads(full.replace('"name": "full"', f'"name": "{name}"'))
+
+    full = (selection.workdir / "cells" / "full.json").read_text()
+    monkeypatch.setattr(experiment, "_decode_cell", decode)
+    thresholds = [(0.1234567890123456789,) * 3, (0.12345678901234567,) * 2 + (0.5,)]
+    grid = {"calm": {"thresholds_per_depth": thresholds, "min_exit_layer": [1], "max_new_tokens": [3]}}
     grid["calm"] |= {"branch_every": [None], "unembedding": ["float"], "exit_depths": [None]}
-    config = selection.config(sweep=grid)
-    rows = run_sweep(config, tmp_path)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    assert len(times) == 2 and all(len(path.name) < 140 for path in times)
-    assert len({row["name"] for row in rows}) == 2 and all(len(row["name"]) > 100 for row in rows)
-    run_sweep(config, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()} == times
+    rows = run_sweep(selection.config(sweep=grid), tmp_path)
+    assert len({row["name"] for row in rows}) == 2 and all(len(row["name"]) > 150 for row in rows)
+    names = [path.name for path in (tmp_path / "cells").iterdir()]
+    assert len(names) == 2 and all(len(name) < 140 for name in names)
+    monkeypatch.setattr(experiment, "_decode_cell", None)
+    assert run_sweep(selection.config(sweep=grid), tmp_path) == rows
