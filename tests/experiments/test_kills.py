@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 
 GRID = {"full": {}, "calm": {"min_exit_layer": (1,), "threshold": (0.3, 0.6)}}
 SELECT = ["--delta=0.9", "--epsilon=0.9", "--measure=exact_match", "--without_guarantee"]
-TRAIN = {"steps": 3, "batch_size": 2, "checkpoint_every": 1, "optimizer": "adamw", "keep": 1}
+TRAIN = {"steps": 2, "batch_size": 2, "checkpoint_every": 1, "optimizer": "adamw", "keep": 1}
 TRAINING = """
 from experiments.configs.common import finetuning
 
