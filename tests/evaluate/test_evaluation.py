@@ -108,8 +108,8 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
         "oracle": "min exit 1, states full",
         "state": "state, threshold 0.8, min exit 2",
         "each": "softmax_max, thresholds 1 0.4 0.2 1, min exit 2",
-        "mass": "threshold 0.5, min exit 3, p 2, K 64, mass 0.8",
-        "decay": "threshold 0.5, p 2, K 64, K min 4",
+        "mass": "mass, threshold 0.5, min exit 3, p 2, K 64, mass 0.8",
+        "decay": "decay, threshold 0.5, p 2, K 64, K min 4",
     }
     for trace in trace_texts(model, task, methods, rows, predictions, 2):
         exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1

@@ -30,7 +30,14 @@ def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
 def test_bad_data_are_refused_before_the_model_is_read(tmp_path):
     (tmp_path / "rows.csv").write_text("source,target\na,b,c\n")
     tasks = {"text_to_text": {"path": str(tmp_path / "rows.csv")}}
-    config = {"model": str(tmp_path / "no model"), "dtype": "float32", "tasks": tasks, "limit": None, "batch_size": 1, "methods": {"full": {}}}
+    config = {
+        "model": str(tmp_path / "no model"),
+        "dtype": "float32",
+        "tasks": tasks,
+        "limit": None,
+        "batch_size": 1,
+        "methods": {"full": {}},
+    }
     with pytest.raises(ValueError, match=r"rows\.csv, line 2 has 3 fields"), open_experiment(config, tmp_path):
         pass
 
