@@ -314,17 +314,32 @@ def test_a_prompt_whose_logits_are_not_finite_is_named(monkeypatch, slots):
         dvp_jax.generate_text(lettered(), ["a", "b", "xf", "c"], DVP, slots=slots)
 
 
-def test_a_request_that_is_encoded_and_waits_for_a_slot_is_cancelled_alone():
+def with_an_encoded_request_that_waits():
+    """An engine, the id of a request that is encoded and waits for a slot, and the results so far."""
     engine, results = Engine(MODEL_OF, CALM, slots=2, steps=1), []
-    for request in [REQUESTS[0], *REQUESTS]:
+    for request in REQUESTS:
         engine.submit(request)
     results += engine.step()
     assert engine.cancel(0)  # one slot is free, two requests are encoded
     results += engine.step()
     ((request_id, _),) = engine._lanes[32]._prefilled
+    return engine, request_id, results
+
+
+def test_a_request_that_is_encoded_and_waits_for_a_slot_is_cancelled_alone():
+    engine, request_id, results = with_an_encoded_request_that_waits()
     assert engine.cancel(request_id)
     results += engine.run([])
-    assert_ended(results, errors=[0, request_id], requests=[REQUESTS[0], *REQUESTS])
+    assert_ended(results, errors=[0, request_id])
+
+
+def test_after_an_interrupt_a_request_that_was_encoded_is_encoded_again(monkeypatch):
+    engine, _, results = with_an_encoded_request_that_waits()
+    fails(monkeypatch, "_advance", KeyboardInterrupt(), at=1)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    results += engine.run([])
+    assert_ended(results, errors=[0])
 
 
 def test_slots_are_refilled_when_an_eighth_of_them_is_free_and_requests_wait():
