@@ -50,6 +50,10 @@ def test_prompts_that_are_none_are_refused():
         ("abc", "prompts is 'abc'; allowed: a list"),
         (["abc", " "], r"prompts\[1\] is ' '; allowed: a text that is not empty"),
         ([None], r"prompts\[0\] is None"),
+        (
+            ["abc", "ab\ud83d"],
+            r"prompts\[1\] has '\\ud83d', half a surrogate pair, as character 3; allowed: whole",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             dvp_jax.generate_text(lettered(), prompts, DVP)
