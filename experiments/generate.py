@@ -1,92 +1,133 @@
-"""Generates from one prompt, and shows after how many layers each token exited.
+"""Generates from prompts, and shows after how many layers each token exited.
 
     python -m experiments.generate --model=google-t5/t5-large --prompt="translate English to German: Hello."
 
-With --verbosity=1 it generates twice, and prints to stderr how many seconds loading the model, compiling, and
-generating the text took.
+The text of one prompt appears as it is decoded; on a terminal with colours, blue tokens exited early and red ones
+late. A table of its tokens follows. --prompts=FILE reads a prompt from each line, and --json writes a line of JSON
+for each text. With --verbosity=1 it generates twice, and prints to stderr how many seconds loading the model,
+compiling, and generating the texts took.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
 
-from dvp_jax.data.rows import check_text
-from dvp_jax.decode.config import METHODS, DecodeConfig, parse_exit_depths
-from dvp_jax.decode.engine import generate_text
-from dvp_jax.decode.text import GeneratedText, token_pieces
+from dvp_jax.data.rows import read_lines
+from dvp_jax.decode.config import DecodeConfig
+from dvp_jax.decode.engine import Engine, generate_text
+from dvp_jax.decode.text import GeneratedText, check_text, token_pieces, token_rows
 from dvp_jax.report.table import visible
 from dvp_jax.runs import launch
 from dvp_jax.t5.load import Model, load_model
 from dvp_jax.t5.sharding import make_mesh
+from experiments.decode_flags import define_decode_flags
 
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
-_PROMPT = flags.DEFINE_string("prompt", None, "The text to read, with the task's prefix.", required=True)
+_PROMPT = flags.DEFINE_string("prompt", None, "The text to read, with the task's prefix.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt in each line, instead of --prompt.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
-_METHOD = flags.DEFINE_enum("method", "dvp", METHODS, "How to decode.")
-_THRESHOLD = flags.DEFINE_float("threshold", 0.9, "The confidence that a token must exceed to exit.")
-_MIN_EXIT_LAYER = flags.DEFINE_integer("min_exit_layer", 2, "First depth at which a token may exit.")
-_EXIT_DEPTHS = flags.DEFINE_string(
-    "exit_depths",
-    None,
-    "Depths at which a token may exit: 4 for every fourth from min_exit_layer on, 4,8,12 for these. Default: all.",
-)
-_PRUNE_LAYER = flags.DEFINE_integer("prune_layer", 2, "Depth at which the vocabulary is pruned.")
-_PRUNE_SIZE = flags.DEFINE_integer("prune_size", 64, "K, the tokens that are kept.")
-_PRUNE_RULE = flags.DEFINE_enum("prune_rule", "fixed", ["fixed", "recent"], "Which tokens are kept.")
-_MAX_WAITING = flags.DEFINE_integer("max_waiting", 8, "Drafts that are verified together, for method lossless.")
-_STATIC = flags.DEFINE_integer("static_exit_layer", None, "Depth at which every token exits, for method static.")
 _MESH = flags.DEFINE_list("mesh", None, "Sizes of the axes data and model of a mesh of devices, such as 4,2.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "The most tokens to generate.")
+_SEQUENCES = flags.DEFINE_integer("num_return_sequences", 1, "Texts for each prompt, with a temperature above 0.")
+_JSON = flags.DEFINE_bool("json", False, "Write a line of JSON for each text.")
+_PLAIN = flags.DEFINE_bool("plain", False, "Write no colours. There are none in a pipe or file, in any case.")
+_config = define_decode_flags()
+
+_COLOURS = (33, 39, 43, 78, 148, 214, 208, 196)
+"""Of the terminal's 256 colours: from blue, for the first layers, to red, for the last one."""
 
 
 def main() -> None:
-    """Generates, and prints each token with its exit layer and confidence."""
-    cfg = DecodeConfig(
-        method=_METHOD.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        threshold=_THRESHOLD.value,
-        min_exit_layer=_MIN_EXIT_LAYER.value,
-        exit_depths=parse_exit_depths(_EXIT_DEPTHS.value),
-        prune_layer=_PRUNE_LAYER.value,
-        prune_size=_PRUNE_SIZE.value,
-        prune_rule=_PRUNE_RULE.value,
-        max_waiting=_MAX_WAITING.value,
-        static_exit_layer=_STATIC.value,
-    )
-    check_text("prompt", _PROMPT.value)
+    """Generates and prints."""
+    cfg, prompts = _config(), _prompts()
     sizes: Any = _MESH.value and [int(size) if size.isdigit() else size for size in _MESH.value]
     mesh = make_mesh(sizes)
     start = time.perf_counter()
     model = load_model(_MODEL.value, _DTYPE.value, progress=True, mesh=mesh)
     load_s = time.perf_counter() - start
-    (out,), first_s = _generate(model, cfg)
+    streams = len(prompts) == 1 and _SEQUENCES.value == 1 and not _JSON.value and mesh is None
+    first_s = 0.0
     if logging.get_verbosity() >= logging.DEBUG:
-        _, text_s = _generate(model, cfg)  # nothing is compiled any more
+        start = time.perf_counter()
+        _stream(model, prompts[0], cfg, show=False) if streams else _generate(model, prompts, cfg)
+        first_s = time.perf_counter() - start
+    start = time.perf_counter()
+    texts = [_stream(model, prompts[0], cfg)] if streams else _generate(model, prompts, cfg)
+    texts_s = time.perf_counter() - start
+    if first_s:
         print(
-            f"load {load_s:.2f} s, compile {max(first_s - text_s, 0.0):.2f} s, first text {text_s:.2f} s",
+            f"load {load_s:.2f} s, compile {max(first_s - texts_s, 0.0):.2f} s, first text {texts_s:.2f} s",
             file=sys.stderr,
         )
-    print(visible(out.text, lines=True))
+    for index, text in enumerate(texts):
+        if _JSON.value:
+            print(json.dumps({"prompt": prompts[index // _SEQUENCES.value], **dataclasses.asdict(text)}))
+            continue
+        if not streams:
+            print(visible(text.text, lines=True))
+        if len(texts) == 1:
+            _print_tokens(model, cfg, text)
+
+
+def _prompts() -> list[str]:
+    """The prompts of the flags. Raises ValueError where one is no text, or not exactly one flag is given."""
+    prompt, path = _PROMPT.value, _PROMPTS.value
+    if prompt is not None and path is None:
+        return [check_text("prompt", prompt)]
+    if path is not None and prompt is None:
+        return [
+            check_text(f"{path}, line {number}", line) for number, line in enumerate(read_lines(path), start=1)
+        ]
+    given = "none is given" if prompt is None else "both are given"
+    raise ValueError(f"of prompt and prompts {given}; allowed: one of them")
+
+
+def _generate(model: Model, prompts: Sequence[str], cfg: DecodeConfig) -> list[GeneratedText]:
+    return generate_text(model, prompts, cfg, num_return_sequences=_SEQUENCES.value)
+
+
+def _stream(model: Model, prompt: str, cfg: DecodeConfig, *, show: bool = True) -> GeneratedText:
+    """Generates one text, and shows it as it comes."""
+    if model.tokenizer is None:
+        raise ValueError("model.tokenizer is None; allowed: a checkpoint folder that holds a tokenizer")
+    (ids,) = token_rows(model.tokenizer, [prompt], 512, "prompts")
+    whole = None
+    for piece in Engine(model, cfg, slots=1).stream(ids):
+        whole = piece.whole
+        if show:
+            print(_coloured(visible(piece.text, lines=True), piece.exit_layers[-1], model), end="", flush=True)
+    if show:
+        print()
+    assert whole is not None  # the last piece has it
+    return whole
+
+
+def _coloured(text: str, exit_layer: int, model: Model) -> str:
+    """A text in the colour of an exit layer, where the terminal has colours."""
+    if _PLAIN.value or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    colour = _COLOURS[(exit_layer - 1) * (len(_COLOURS) - 1) // max(1, model.config.num_decoder_layers - 1)]
+    return f"\033[38;5;{colour}m{text}\033[0m"
+
+
+def _print_tokens(model: Model, cfg: DecodeConfig, out: GeneratedText) -> None:
+    """Prints each token with its exit layer and confidence."""
     print(f"\n{'token':20} exit layer of {model.config.num_decoder_layers}   confidence")
-    assert model.tokenizer is not None  # generate_text has refused a model without one
+    assert model.tokenizer is not None  # a model without one was refused
     pieces = map(visible, token_pieces(model.tokenizer, out.tokens))
     for place, (piece, layer, confidence) in enumerate(zip(pieces, out.exit_layers, out.confidences, strict=True)):
         replaced = "   replaced a draft" if place in out.corrected else ""
-        print(f"{piece:20} {layer:10} {confidence:18.3f}{replaced}")
+        print(f"{_coloured(f'{piece:20}', layer, model)} {layer:10} {confidence:18.3f}{replaced}")
     print(f"{'mean':20} {sum(out.exit_layers) / len(out.exit_layers):10.2f}")
     if cfg.method == "lossless":
         print(f"layers run one after the other, per token {out.layers_run / len(out.tokens):10.2f}")
-
-
-def _generate(model: Model, cfg: DecodeConfig) -> tuple[list[GeneratedText], float]:
-    """The text of the prompt, and the seconds that it took."""
-    start = time.perf_counter()
-    texts = generate_text(model, [_PROMPT.value], cfg)
-    return texts, time.perf_counter() - start
 
 
 if __name__ == "__main__":

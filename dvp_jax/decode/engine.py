@@ -194,7 +194,7 @@ class Engine:
                 text = result.output if result else text
                 if text is not None:
                     piece = Piece.between(before, text, is_whole=result is not None)
-                    if piece.tokens:
+                    if piece.tokens or piece.whole:
                         before = text
                         yield piece
                 if result:
@@ -303,25 +303,35 @@ def _on_host(settings: Settings) -> Settings:
 
 
 def generate_text(
-    model: Model, prompts: Sequence[str], cfg: DecodeConfig, *, max_source_length: int = 512, slots: int = 16
+    model: Model,
+    prompts: Sequence[str],
+    cfg: DecodeConfig,
+    *,
+    max_source_length: int = 512,
+    slots: int = 16,
+    num_return_sequences: int = 1,
 ) -> list[GeneratedText]:
     """Generates from texts: as one batch, or through an engine where there are more texts than slots.
 
     Args:
         model: with a tokenizer.
         prompts: at least one, none empty.
-        cfg: how to decode.
+        cfg: how to decode. Where it samples, text i draws with the seed `cfg.seed + i`.
         max_source_length: longer prompts are truncated, with a warning that counts them.
         slots: the most rows that are decoded together.
+        num_return_sequences: texts for each prompt. More than one only where cfg samples.
 
     Returns:
-        One text for each prompt, in order.
+        The texts of each prompt, in order.
 
     Raises:
-        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots is below 1, cfg does not
-            fit the model, or a prompt gives logits that are not finite.
+        ValueError: there are no prompts, one is empty, the model has no tokenizer, slots or num_return_sequences
+            is not allowed, cfg does not fit the model, or a prompt gives logits that are not finite.
     """
-    ids, mask = tokenize(model, prompts, max_source_length)
+    if num_return_sequences < 1 or (num_return_sequences > 1 and not cfg.samples):
+        allowed = "at least 1" if cfg.samples else "1 with temperature 0, which always gives the same text"
+        raise ValueError(f"num_return_sequences is {num_return_sequences}; allowed: {allowed}")
+    ids, mask = (np.repeat(x, num_return_sequences, axis=0) for x in tokenize(model, prompts, max_source_length))
     engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)
     if len(ids) <= slots:
         out = generate(model, ids, mask, cfg)
@@ -330,5 +340,5 @@ def generate_text(
         texts = engine.texts(unpad_rows(ids, mask))
     for index, text in enumerate(texts):
         if text.error is not None:
-            raise ValueError(f"prompts[{index}]: {text.error}")
+            raise ValueError(f"prompts[{index // num_return_sequences}]: {text.error}")
     return texts

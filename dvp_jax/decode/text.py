@@ -64,12 +64,14 @@ class Piece:
         tokens: their ids.
         exit_layers: layers run, of each token.
         confidences: as in `GeneratedText`.
+        whole: the whole text, with its last piece; else None.
     """
 
     text: str
     tokens: list[int]
     exit_layers: list[int]
     confidences: list[float]
+    whole: GeneratedText | None
 
     @classmethod
     def between(cls, before: GeneratedText | None, after: GeneratedText, is_whole: bool) -> Piece:
@@ -83,7 +85,8 @@ class Piece:
         start, shown = (len(before.tokens), _whole(before.text)) if before else (0, "")
         text = after.text if is_whole else _whole(after.text)
         new = slice(start, None)
-        return cls(text[len(shown) :], after.tokens[new], after.exit_layers[new], after.confidences[new])
+        whole = after if is_whole else None
+        return cls(text[len(shown) :], after.tokens[new], after.exit_layers[new], after.confidences[new], whole)
 
 
 def _whole(text: str) -> str:

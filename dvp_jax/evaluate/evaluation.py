@@ -127,6 +127,7 @@ class _Batch:
     """Examples that one method decodes before the next method does."""
 
     index: int
+    start: int  # place of the first example
     examples: Sequence[Example]
     sources: Sequence[list[int]]  # token ids of the prompts
 
@@ -135,7 +136,7 @@ def _plan(examples: Sequence[Example], sources: Sequence[list[int]], batch_size:
     # With a batch size of 1 no row waits for another, so each example is a batch.
     size = batch_size if batch_size == 1 else batch_size * _ROWS_PER_SLOT
     return [
-        _Batch(index, examples[start : start + size], sources[start : start + size])
+        _Batch(index, start, examples[start : start + size], sources[start : start + size])
         for index, start in enumerate(range(0, len(sources), size))
     ]
 
@@ -184,7 +185,9 @@ def _decode_batches(
         for batch in batches:
             for name, cfg in methods.items():
                 if predictions.get(task, name, batch.index) is None:
-                    texts, seconds = _decode(model, cfg, batch.sources, batch_size)
+                    # Each example draws with a seed of its own, whatever the batch size.
+                    own = dataclasses.replace(cfg, seed=cfg.seed + batch.start)
+                    texts, seconds = _decode(model, own, batch.sources, batch_size)
                     lines = [
                         {
                             "id": example.id,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.launching import PIECES, ROOT, SENTENCES, check_error, launch, start
+from tests.launching import PIECES, ROOT, SENTENCES, call, check_error, launch, run_launcher, start
 
 
 def test_generate_prints_the_text_and_the_exit_layer_of_each_token(checkpoint):
@@ -101,3 +101,57 @@ def test_a_second_start_prints_no_warnings_about_the_programs_it_loads(checkpoin
             [*command, "--max_new_tokens=2"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
         )
         assert all("loading:" in line for line in run.stderr.splitlines() if line), run.stderr
+
+
+def test_prompts_of_a_file_give_a_line_of_json_each(checkpoint, tmp_path):
+    prompts = [f"translate English to German: {sentence}" for sentence in SENTENCES[:2]]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    flags = f"--prompts={tmp_path / 'prompts.txt'}", "--json", "--method=full", "--max_new_tokens=6"
+    done = launch("generate", f"--model={checkpoint.folder}", *flags)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == prompts, done.stderr
+    for row in rows:
+        expected = checkpoint.decode(row["prompt"], method="full", max_new_tokens=6)
+        assert (row["tokens"], row["text"]) == (expected.tokens, checkpoint.text(expected.tokens))
+
+
+def test_several_texts_of_a_prompt_are_drawn_with_different_seeds(checkpoint):
+    def drawn(*flags):
+        done = generate(checkpoint, "--temperature=2", "--json", *flags)
+        return [json.loads(line)["tokens"] for line in done.stdout.splitlines()]
+
+    one, other = drawn("--seed=3"), drawn("--seed=4")
+    assert drawn("--seed=3", "--num_return_sequences=2") == one + other
+    assert one != other
+
+
+def run_generate_on_a_terminal() -> None:
+    sys.stdout.isatty = lambda: True
+    run_launcher("generate")
+
+
+@pytest.mark.parametrize(("flags", "has_colours"), [((), True), (("--plain",), False)])
+def test_a_terminal_shows_exit_layers_by_colour_unless_asked_not_to(checkpoint, monkeypatch, flags, has_colours):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    prompt = f"--prompt=translate English to German: {SENTENCES[0]}"
+    fixed = f"--model={checkpoint.folder}", prompt, "--max_new_tokens=6", "--method=full"
+    done = call(run_generate_on_a_terminal, *fixed, *flags)
+    assert done.returncode == 0, done.stderr
+    assert ("\033[38;5;196m" in done.stdout) == has_colours  # red: the last layer
+    assert re.sub(r"\033\[[\d;]*m", "", done.stdout) == launch("generate", *fixed).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "of prompt and prompts none is given; allowed: one of them"),
+        (("--prompt=a", "--prompts=b"), "of prompt and prompts both are given"),
+        (("--prompts=nowhere.txt",), "nowhere.txt"),
+        (("--prompt=a", "--num_return_sequences=2"), "num_return_sequences is 2; allowed: 1 with temperature 0"),
+        (("--prompt=a", "--temperature=-1"), "temperature is -1.0; allowed: a number of at least 0"),
+        (("--prompt=a", "--temperature=1", "--top_p=0"), "top_p is 0.0; allowed: a number above 0, to 1"),
+    ],
+)
+def test_bad_prompts_and_settings_are_refused(checkpoint, flags, message):
+    check_error(launch("generate", f"--model={checkpoint.folder}", *flags), message)
