@@ -4,6 +4,8 @@ A token is drawn by the Gumbel-max trick: the candidate v with the largest z_v /
 standard Gumbel distribution. This noise belongs to the request's seed, the place in its text and the token v, and
 to nothing else. So what a request draws does not depend on its neighbours, and a draft is right where the last
 depth draws the same token by the same noise: with a seed, `lossless` draws the text that `full` draws.
+
+Source: drafter-invariant speculative decoding (arXiv 2408.07978), by Gumbel sampling.
 """
 
 from __future__ import annotations
