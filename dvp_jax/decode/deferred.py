@@ -14,6 +14,7 @@ ends the text, and the last depth confirms or replaces each draft.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from functools import partial
 
@@ -94,7 +95,7 @@ def decode_deferred_token(
     """
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
-    thresholds = inputs.settings.thresholds[jnp.arange(len(token)), cache.lengths]  # (batch, num_depths)
+    thresholds = jax.vmap(operator.getitem)(inputs.settings.thresholds, cache.lengths)  # (batch, num_depths)
     full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
     is_last_place = cache.lengths + 1 >= inputs.settings.max_new_tokens
 

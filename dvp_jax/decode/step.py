@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache
@@ -36,7 +36,7 @@ def decode_token(
     """
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
-    thresholds = inputs.settings.thresholds[jnp.arange(len(token)), cache.lengths]  # (batch, num_depths)
+    thresholds = jax.vmap(operator.getitem)(inputs.settings.thresholds, cache.lengths)  # (batch, num_depths)
     full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
 
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(**SETTINGS)
 def test_tokens_are_those_of_the_full_model(rows, name, threshold, waiting):
     check_tokens(rows, name, threshold, waiting)

@@ -52,7 +52,7 @@ def assert_alone(output, request, cfg):
         assert output.layers_run == alone.drafts.layers_run[0]
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     requests=prompts,
     cfg=st.sampled_from([DVP, SHALLOW, LOSSLESS, CALM, STATE, DECAY, ORACLE, FULL]),

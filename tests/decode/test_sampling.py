@@ -10,7 +10,7 @@ from scipy import stats
 
 import dvp_jax
 from dvp_jax.decode.token_loop import decode_tokens
-from tests.decode.helpers import CALM, DECAY, DVP, FULL, LOSSLESS, MODEL, SHALLOW, STATE, assert_same, padded, run
+from tests.decode.helpers import DVP, FULL, LOSSLESS, MODEL, SHALLOW, STATE, assert_same, padded, run
 from tests.models import both
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 DRAWN = {"temperature": 1.3, "seed": 11}
 SOURCE = [183, 97, 78]
 ROWS = [SOURCE, [4, 3], [69], [135, 116, 19]]
-SETTINGS = {"full": FULL, "calm": CALM, "dvp": DVP, "decay": DECAY, "state": STATE, "shallow_deep": SHALLOW}
+SETTINGS = {"full": FULL, "dvp": DVP, "state": STATE, "shallow_deep": SHALLOW}
 
 
 def draw(cfg, count=2048):
@@ -56,7 +56,6 @@ def assert_drawn_from(tokens, expected):
 
 WARPERS = {
     "temperature": ({}, []),
-    "top_k": ({"top_k": 7}, [transformers.TopKLogitsWarper(7)]),
     "top_p": ({"top_p": 0.6}, [transformers.TopPLogitsWarper(0.6)]),
     "both": ({"top_k": 12, "top_p": 0.8}, [transformers.TopKLogitsWarper(12), transformers.TopPLogitsWarper(0.8)]),
 }

@@ -107,7 +107,7 @@ def test_the_reason_is_given_for_what_was_not_run(reproduced):
     run, workdir = reproduced
     assert "squad_finetuned was not run: left out by --only" in run.stdout
     results = json.loads((workdir / "reproduce.json").read_text())
-    assert set(results["squad"]) == {"not_run"} and "t5-large" in results["squad"]["not_run"]  # no hub here
+    assert set(results["squad"]) == {"not_run"} and "rajpurkar/squad" in results["squad"]["not_run"]  # no hub here
     assert f"squad was not run: {results['squad']['not_run']}" in run.stdout
     assert len(results["samsum_finetuned"]["rows"]) == 4
 
