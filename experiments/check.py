@@ -20,8 +20,10 @@ from experiments.decode_flags import define_decode_flags
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub id.", required=True)
 _PROMPTS = flags.DEFINE_multi_string("prompt", None, "A prompt. Repeat the flag for several. Default: random ids.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the weights: float32 or bfloat16.")
+_OTHERS = ("method", "thresholds_per_depth", "decay_temperature", "final_vocab")
+"""Settings that the checks make themselves, or with which a threshold of 1 would not be that of the full model."""
 _config = define_decode_flags(
-    without=("method", "temperature", "top_k", "top_p", "seed"), threshold=0.5, max_new_tokens=32
+    without=(*_OTHERS, "temperature", "top_k", "top_p", "seed"), threshold=0.5, max_new_tokens=32
 )
 
 

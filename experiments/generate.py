@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -56,7 +57,10 @@ def main() -> None:
     first_s = 0.0
     if logging.get_verbosity() >= logging.DEBUG:
         start = time.perf_counter()
-        _stream(model, prompts[0], cfg, show=False) if streams else _generate(model, prompts, cfg)
+        if streams:
+            _stream(model, prompts[0], cfg, show=False)
+        else:
+            _generate(model, prompts, cfg)
         first_s = time.perf_counter() - start
     start = time.perf_counter()
     texts = [_stream(model, prompts[0], cfg)] if streams else _generate(model, prompts, cfg)
@@ -102,7 +106,8 @@ def _stream(model: Model, prompt: str, cfg: DecodeConfig, *, show: bool = True) 
     for piece in Engine(model, cfg, slots=1).stream(ids):
         whole = piece.whole
         if show:
-            print(_coloured(visible(piece.text, lines=True), piece.exit_layers[-1], model), end="", flush=True)
+            layer = round(statistics.fmean(piece.exit_layers))  # drafts come several at a time
+            print(_coloured(visible(piece.text, lines=True), layer, model), end="", flush=True)
     if show:
         print()
     assert whole is not None  # the last piece has it

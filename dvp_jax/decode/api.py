@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -132,7 +133,7 @@ def decode_arguments(
     """The arguments of the jitted loop. Args and Raises as `decode`."""
     policy = decode_policy(model, cfg)
     num_rows = encoded.active.shape[0]
-    settings = row_settings(cfg, model.config, cfg.seed + np.arange(num_rows))
+    settings = row_settings(cfg, model.config, cfg.seed % 2**32 + np.arange(num_rows))
     if thresholds is not None:
         allowed = settings.thresholds.shape[1:]
         if thresholds.shape != allowed:
@@ -166,13 +167,15 @@ def row_settings(
     """
     compiled = cfg if compiled is None else compiled
     threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
-    schedule = threshold_schedule(threshold, cfg.max_new_tokens, config.num_decoder_layers, cfg.decay_temperature)
-    unused = compiled.max_new_tokens - cfg.max_new_tokens
-    return Settings(
-        thresholds=jnp.repeat(jnp.pad(schedule, ((0, unused), (0, 0)))[None], len(seeds), axis=0),
-        max_new_tokens=jnp.full(len(seeds), cfg.max_new_tokens, jnp.int32),
-        sampling=make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if compiled.samples else None,
+    schedule = np.asarray(
+        threshold_schedule(threshold, cfg.max_new_tokens, config.num_decoder_layers, cfg.decay_temperature)
     )
+    unused = compiled.max_new_tokens - cfg.max_new_tokens
+    # By numpy: JAX would compile a program for each length.
+    thresholds: Any = np.repeat(np.pad(schedule, ((0, unused), (0, 0)))[None], len(seeds), axis=0)
+    max_new_tokens: Any = np.full(len(seeds), cfg.max_new_tokens, np.int32)
+    sampling = make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if compiled.samples else None
+    return Settings(thresholds, max_new_tokens, sampling)
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

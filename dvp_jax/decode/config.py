@@ -60,9 +60,8 @@ class DecodeConfig:
             them). The one of L has no effect.
         min_exit_layer: first depth (layers run) at which a token may exit.
         exit_depths: depths at which "calm", "dvp" and "oracle" may exit before the last one; no confidence is
-            computed elsewhere. None: every depth from `min_exit_layer` on. An integer n: every n-th from there. A
-            tuple:
-            these, whatever `min_exit_layer` is. The last depth need not be named.
+            computed elsewhere. None: every depth from `min_exit_layer` on. An integer n: every n-th from there.
+            A tuple: these, whatever `min_exit_layer` is. The last depth need not be named.
         prune_layer: depth p at which "dvp" chooses the kept tokens; at most the first depth that may exit.
         prune_size: K, the most tokens that "dvp" keeps. None, with "lossless" only: drafts are read from the full
             vocabulary, as "calm" reads.

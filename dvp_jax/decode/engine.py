@@ -78,7 +78,7 @@ class Engine:
         self._lanes: dict[int, Lane] = {}
         self._results: dict[int, Result] = {}  # that nobody has taken yet
         self._num_requests = 0
-        self._streamed: set[int] = set()  # requests whose results only `stream` takes
+        self._claimed: set[int] = set()  # requests whose results only their own call takes
         self._lock = threading.RLock()  # held while anything above changes
         self._runs = threading.Lock()  # held by the one `run`
         self.work: dict[str, float] = {"steps": 0, "tokens": 0, "layers": 0, "encode_s": 0.0}
@@ -127,7 +127,7 @@ class Engine:
         """
         with self._lock:
             self._step(self._steps)
-            ids = self._results.keys() - self._streamed
+            ids = self._results.keys() - self._claimed
             return [self._results.pop(request_id) for request_id in ids]
 
     def run(self, requests: Iterable[Request], *, in_order: bool = False) -> Iterator[Result]:
@@ -149,23 +149,26 @@ class Engine:
         try:
             upcoming = iter(requests)
             while True:
-                room = _READ_AHEAD * self._num_slots - sum(map(len, self._busy_lanes()))
+                room, num_read = _READ_AHEAD * self._num_slots - sum(map(len, self._busy_lanes())), 0
                 for request in itertools.islice(upcoming, max(room, 0)):
                     self.submit(request)
+                    num_read += 1
                 with self._lock:
                     self._step(self._steps)
-                    oldest = min((lane.oldest for lane in self._busy_lanes()), default=self._num_requests)
-                    ended = sorted(i for i in self._results.keys() - self._streamed if not in_order or i < oldest)
+                    asked = [lane.oldest(but=self._claimed) for lane in self._busy_lanes()]
+                    oldest = min((i for i in asked if i is not None), default=self._num_requests)
+                    is_idle = oldest == self._num_requests
+                    ended = sorted(i for i in self._results.keys() - self._claimed if not in_order or i < oldest)
                 for request_id in ended:
                     if result := self._results.pop(request_id, None):  # None: `step` has returned it meanwhile
                         yield result
-                if not ended and not self._busy_lanes():
+                if num_read < room and not ended and is_idle:
                     return
         finally:
             self._runs.release()
 
     def stream(self, request: Request, **settings: Any) -> Iterator[Piece]:
-        """Decodes a request token by token. Others that run or wait go on meanwhile.
+        """Decodes a request token by token. Others of its source bucket go on meanwhile.
 
         Args:
             request: as for `submit`.
@@ -175,35 +178,33 @@ class Engine:
             What is new of the text. Drafts of "lossless" come when they are verified.
 
         Raises:
-            ValueError: the request or a setting is bad, or logits are not finite.
+            ValueError: the request or a setting is bad, logits are not finite, or it was cancelled.
             Exception: of the device or a policy, while it decoded.
         """
         with self._lock:
             request_id = self.submit(request, **settings)
-            self._streamed.add(request_id)
+            self._claimed.add(request_id)
+        shown, num_tokens = "", 0
         try:
-            before = None
             while True:
                 with self._lock:
-                    if not (result := self._results.pop(request_id, None)):
-                        self._step(1)
-                        lane = next((lane for lane in self._lanes.values() if request_id in lane), None)
-                        text = lane.so_far(request_id) if lane is not None else None
+                    text, result = None, self._results.pop(request_id, None)
+                    lane = next((lane for lane in self._lanes.values() if request_id in lane), None)
+                    if not result and lane is not None:
+                        lane.step(1)
+                        text = lane.so_far(request_id)
                 if result and result.error:
                     raise result.error
                 text = result.output if result else text
                 if text is not None:
-                    piece = Piece.between(before, text, is_whole=result is not None)
+                    piece = Piece.after(shown, num_tokens, text, is_whole=result is not None)
+                    shown, num_tokens = shown + piece.text, len(text.tokens)
                     if piece.tokens or piece.whole:
-                        before = text
                         yield piece
                 if result:
                     return
         finally:
-            with self._lock:
-                self._drop(request_id)
-                self._results.pop(request_id, None)
-                self._streamed.discard(request_id)
+            self._forget([request_id])
 
     def texts(self, requests: Iterable[Request]) -> list[GeneratedText]:
         """Decodes requests that must all be valid, the longest sources first, which keeps slots busier.
@@ -213,30 +214,35 @@ class Engine:
 
         Raises:
             ValueError: the error of the first bad request; nothing is decoded then.
-            RuntimeError: a `run` of this engine has not ended.
             Exception: of the device or a policy, while it decoded. None of the requests stays in the engine.
         """
         sources = [self._ids(request) for request in requests]
         order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-        indices, texts, others = dict[int, int](), dict[int, GeneratedText](), dict[int, Result]()
+        with self._lock:
+            indices = {self.submit(sources[index], seed=self._cfg.seed + index): index for index in order}
+            self._claimed |= indices.keys()
+        texts: dict[int, GeneratedText] = {}
         try:
-            for index in order:
-                indices[self.submit(sources[index], seed=self._cfg.seed + index)] = index
-            for result in self.run([]):
-                if result.request_id not in indices:
-                    others[result.request_id] = result
-                elif result.output is None:
-                    assert result.error is not None
-                    raise result.error
-                else:
+            while len(texts) < len(sources):
+                with self._lock:
+                    self._step(self._steps)
+                    ended = [self._results.pop(request_id) for request_id in indices.keys() & self._results.keys()]
+                for result in ended:
+                    if result.output is None:
+                        assert result.error is not None
+                        raise result.error
                     texts[indices[result.request_id]] = result.output
         finally:
-            with self._lock:
-                self._results |= others
-                for request_id in indices:
-                    self._results.pop(request_id, None)
-                    self._drop(request_id)
+            self._forget(indices)
         return [texts[index] for index in range(len(sources))]
+
+    def _forget(self, request_ids: Iterable[int]) -> None:
+        """Drops requests that their caller no longer waits for."""
+        with self._lock:
+            for request_id in request_ids:
+                self._drop(request_id)
+                self._results.pop(request_id, None)
+                self._claimed.discard(request_id)
 
     def _drop(self, request_id: int) -> bool:
         """Forgets a request that runs or waits. False where there is none."""
@@ -270,9 +276,9 @@ class Engine:
         """Steps the lane with the most requests to step together, or the one with the request that waited long."""
         if not (lanes := self._busy_lanes()):
             return
-        oldest = min(lanes, key=lambda lane: lane.oldest)
+        oldest, first = min(((lane, lane.oldest()) for lane in lanes), key=lambda item: item[1] or 0)
         fullest = max(lanes, key=lambda lane: min(len(lane), self._num_slots))
-        waited_long = self._num_requests - oldest.oldest > _PATIENCE * self._num_slots
+        waited_long = self._num_requests - (first or 0) > _PATIENCE * self._num_slots
         (oldest if waited_long else fullest).step(max_steps)
 
     def _ids(self, request: Request) -> list[int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+import traceback
 from collections import OrderedDict, deque
+from collections.abc import Set
 from functools import partial
 from typing import NamedTuple
 
@@ -62,9 +64,7 @@ def _refill(
 ) -> Slots:
     """Starts source sources[i] of the pool in slot slot_indices[i] with settings i, for i < count.
 
-    The other slots go on.
-
-    From count on, slot_indices lie outside the slots.
+    The other slots go on. From count on, slot_indices lie outside the slots.
     """
 
     def start(i: Array, filled: tuple[Encoded, Settings, Columns]) -> tuple[Encoded, Settings, Columns]:
@@ -185,10 +185,11 @@ class Lane:
     def __contains__(self, request_id: int) -> bool:
         return request_id in self.waiting or request_id in self._admitted
 
-    @property
-    def oldest(self) -> int:
-        """The smallest id of the requests that run or wait."""
-        return min((*self._admitted, *itertools.islice(self.waiting, 1)))
+    def oldest(self, but: Set[int] = frozenset()) -> int | None:
+        """The smallest id of the requests that run or wait, but for some; None where there is no other."""
+        waiting = next((request_id for request_id in self.waiting if request_id not in but), None)
+        ids = [request_id for request_id in (*self._admitted, waiting) if request_id is not None]
+        return min((request_id for request_id in ids if request_id not in but), default=None)
 
     def drop(self, request_id: int) -> None:
         """Forgets a request of this lane. Its slot is free at the next step."""
@@ -230,6 +231,7 @@ class Lane:
         except BaseException as error:
             # Arrays that were donated are lost, so that all that is on the device is made again.
             admitted = {i: asked for i, asked in self._admitted.items() if i not in self._results}
+            traceback.clear_frames(error.__traceback__)  # their variables hold what is on the device
             if isinstance(error, Exception):
                 self._results |= {request_id: Result(request_id, None, error) for request_id in admitted}
             else:

@@ -26,7 +26,7 @@ def decode_token(
 
     Args:
         program: model, policy and branching.
-        inputs: parameters, sources and thresholds.
+        inputs: parameters, sources and settings.
         cache: of the tokens before.
         token: the last token of each row.
         ended: rows that need no token.

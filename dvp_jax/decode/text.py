@@ -60,7 +60,7 @@ class Piece:
     """What is new of a text that is being decoded.
 
     Attributes:
-        text: what it adds to the text; "" where the bytes of a character are not whole yet.
+        text: what it adds to the text; "" while the last characters may still change.
         tokens: their ids.
         exit_layers: layers run, of each token.
         confidences: as in `GeneratedText`.
@@ -74,24 +74,25 @@ class Piece:
     whole: GeneratedText | None
 
     @classmethod
-    def between(cls, before: GeneratedText | None, after: GeneratedText, is_whole: bool) -> Piece:
-        """What a text has after that it had not before.
+    def after(cls, shown: str, num_tokens: int, text: GeneratedText, is_whole: bool) -> Piece:
+        """What a text has beyond what was shown.
 
         Args:
-            before: the tokens so far; None for none.
-            after: these tokens, and more.
+            shown: the pieces so far.
+            num_tokens: of these pieces.
+            text: these tokens, and more.
             is_whole: whether no token follows.
         """
-        start, shown = (len(before.tokens), _whole(before.text)) if before else (0, "")
-        text = after.text if is_whole else _whole(after.text)
-        new = slice(start, None)
-        whole = after if is_whole else None
-        return cls(text[len(shown) :], after.tokens[new], after.exit_layers[new], after.confidences[new], whole)
-
-
-def _whole(text: str) -> str:
-    """A text without a last character whose bytes are not whole."""
-    return text.rstrip("\ufffd")
+        # The bytes of a character that is not whole become U+FFFD, and may take whole characters before along.
+        certain = text.text if is_whole else text.text.rstrip("\ufffd")
+        new = slice(num_tokens, None)
+        return cls(
+            text=certain[len(shown) :] if certain.startswith(shown) else "",
+            tokens=text.tokens[new],
+            exit_layers=text.exit_layers[new],
+            confidences=text.confidences[new],
+            whole=text if is_whole else None,
+        )
 
 
 def to_text(model: Model, decoded: Decoded, row: int) -> GeneratedText:

@@ -74,6 +74,7 @@ def _best_two_in_one_pass(logits: Float[Array, "batch size"]) -> Best:
     )
     nothing = (jnp.float32(-jnp.inf), jnp.int32(logits.shape[1]), jnp.float32(-jnp.inf), jnp.float32(0.0))
     best, index, second, partition = lax.reduce(operands, nothing, merge, (1,))
+    index = jnp.minimum(index, logits.shape[1] - 1)  # of NaN, which is larger than nothing
     return Best(index, best, second, jnp.maximum(partition, 1.0))
 
 

@@ -10,6 +10,8 @@ Source: drafter-invariant speculative decoding (arXiv 2408.07978), by Gumbel sam
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,7 @@ class Draws:
         """
         noise = self.noise if ids is None else jnp.take_along_axis(self.noise, ids, axis=1)
         temperature = self.sampling.temperature[:, None]
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        scaled = (logits - jnp.max(logits, axis=1, keepdims=True)) / jnp.where(temperature > 0, temperature, 1.0)
         drawn = jnp.where(self._allowed(scaled), scaled, -jnp.inf) + noise
         return jnp.argmax(jnp.where(temperature > 0, drawn, logits), axis=1).astype(jnp.int32)
 
@@ -70,7 +72,8 @@ class Draws:
         stays = descending > -jnp.inf
         if top_p is not None:
             probabilities = jax.nn.softmax(descending, axis=1)
-            stays &= jnp.cumsum(probabilities, axis=1) - probabilities < top_p[:, None]
+            # The sum may reach 1 before the last candidate, by rounding.
+            stays &= (jnp.cumsum(probabilities, axis=1) - probabilities < top_p[:, None]) | (top_p[:, None] >= 1)
         last = jnp.maximum(jnp.sum(stays, axis=1), 1) - 1
         return scaled >= jnp.take_along_axis(descending, last[:, None], axis=1)
 
@@ -86,10 +89,9 @@ def make_sampling(
         top_p: in (0, 1], or None.
         seeds: of each row, modulo 2 ** 32.
     """
-    rows = len(seeds)
-    return Sampling(
-        temperature=jnp.full(rows, temperature, jnp.float32),
-        seeds=jnp.asarray(seeds % 2**32, jnp.uint32),
-        top_k=None if top_k is None else jnp.full(rows, top_k, jnp.int32),
-        top_p=None if top_p is None else jnp.full(rows, top_p, jnp.float32),
-    )
+
+    def rows(value: float | None, dtype: type) -> Any:
+        return None if value is None else np.full(len(seeds), value, dtype)
+
+    own_seeds: Any = np.asarray(seeds % 2**32, np.uint32)
+    return Sampling(rows(temperature, np.float32), own_seeds, rows(top_k, np.int32), rows(top_p, np.float32))

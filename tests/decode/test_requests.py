@@ -8,6 +8,7 @@ import pytest
 
 import dvp_jax
 from dvp_jax.decode import lanes
+from dvp_jax.decode.text import GeneratedText, Piece
 from tests.decode.helpers import COMMON, DVP, LOSSLESS, MODEL, lettered, run
 from tests.models import both
 
@@ -94,6 +95,53 @@ def test_the_pieces_of_a_stream_make_the_text():
     of = dvp_jax.Engine(lettered(), DVP, slots=1)
     (whole,) = of.texts([ROWS[0]])
     assert "".join(piece.text for piece in of.stream(ROWS[0])) == whole.text != ""
+
+
+def snapshot(text, num_tokens):
+    return GeneratedText(text, [5] * num_tokens, [2] * num_tokens, [0.5] * num_tokens, [], 2)
+
+
+@pytest.mark.parametrize(
+    "snapshots",
+    [
+        ["a", "a\ufffd", "a\U0001f600", "a\ufffd\ufffd", "a\U0001f600\U0001f600", "a\U0001f600\U0001f600."],
+        ["a", "a\ufffd", "a\ufffd"],  # the text does end in U+FFFD
+    ],
+)
+def test_no_piece_repeats_a_character_whose_bytes_were_not_whole(snapshots):
+    shown = ""
+    for num_tokens, text in enumerate(snapshots):
+        is_whole = num_tokens == len(snapshots) - 1
+        shown += Piece.after(shown, num_tokens, snapshot(text, num_tokens + 1), is_whole).text
+    assert shown == snapshots[-1]
+
+
+def test_streams_of_two_buckets_take_turns_and_hold_no_other_result_back():
+    of = engine(dataclasses.replace(DVP, threshold=1.0))
+    long = [[first] * 40 for first in (3, 5)]
+    one, other = of.stream(ROWS[0]), of.stream(long[0])
+    assert [[len(next(stream).tokens) for stream in (one, other)] for _ in range(3)] == [[1, 1]] * 3
+    (result,) = of.run([long[1]], in_order=True)
+    assert result.output is not None
+    assert sum(len(piece.tokens) for piece in one) == 8 - 3
+
+
+def test_run_takes_every_request_also_where_another_call_takes_the_results(monkeypatch):
+    of, step = engine(DVP), dvp_jax.Engine._step
+
+    def step_and_take(self, max_steps):
+        while self._busy_lanes():
+            step(self, max_steps)
+            self._results.clear()  # as `step` in another thread does
+
+    monkeypatch.setattr(dvp_jax.Engine, "_step", step_and_take)
+    requests = [[first] for first in range(3, 23)]
+    assert list(of.run(requests)) == [] and of.submit([3]) == len(requests)
+
+
+def test_seeds_of_any_size_are_taken():
+    large = run(ROWS[:1], dataclasses.replace(DRAWN, seed=2**70 + 5))
+    np.testing.assert_array_equal(large.tokens, run(ROWS[:1], dataclasses.replace(DRAWN, seed=5)).tokens)
 
 
 def test_a_stream_that_is_left_frees_its_slot():

@@ -66,9 +66,7 @@ def test_every_setting_is_a_flag(shallow):
         "prune_rule": "mass",
         "prune_mass": 0.5,
         "confidence": "entropy",
-        "final_vocab": "pruned",
         "max_waiting": 2,
-        "thresholds_per_depth": (0.5, 0.25),
         "capture": False,
         "branch_every": 3,
     }
@@ -82,7 +80,6 @@ def test_every_setting_is_a_flag(shallow):
     ("flag", "message"),
     [
         ("--exit_depths=all", "exit_depths is 'all'; allowed: "),
-        ("--thresholds_per_depth=0.5,x", "thresholds_per_depth is 0.5,x; allowed: "),
         ("--prune_size=none", "prune_size is None; allowed: an integer of at least 1"),
         ("--confidence=sure", "confidence is 'sure'; allowed: softmax_diff"),
     ],
