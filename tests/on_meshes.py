@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 SETTINGS["decay"]["final_vocab"] = "pruned"
 FEW = ("dvp",)
-MORE = ("dvp", "meta", "mass", "oracle", "lossless")
+MORE = ("dvp", "meta", "lossless")
 MAIN = (2, 4)
 """The mesh on which MORE settings run. The others run FEW. With `all`, every setting runs on every mesh."""
 

@@ -83,7 +83,8 @@ def test_a_row_that_float32_sums_too_low_is_not_proven_to_be_no_candidate(fracti
     assert 0 in rescored.ids[0] or not rescored.proven[0]
 
 
-@pytest.mark.parametrize("size", [64, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 512])
 def test_a_trained_models_kept_set_is_found_and_proven(shared, size):
     model = dvp_jax.load_model(shared / "models" / "t5-multi30k-ende")
     weight = unembedding(model.config, model.params)

@@ -257,6 +257,7 @@ def assert_same_training(found: Run, expected: Run) -> None:
         np.testing.assert_allclose(tensors[name], tensor, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow  # tests/t5/test_sharding.py trains on a mesh of 8 devices in every run
 def test_two_processes_that_divide_the_model_train_as_one_does(data, trained, tmp_path):
     runs = run_several(data, tmp_path / "run", 2, "--config.mesh=1,2")
     assert [run.status for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
@@ -394,6 +395,11 @@ def test_a_second_training_in_a_workdir_is_refused_while_the_first_runs(data, tm
     message = f"workdir {tmp_path} is in use by process {os.getpid()}; allowed: one"
     with lock_workdir(tmp_path), pytest.raises(OSError, match=f"^{re.escape(message)}$"):
         finetune(config_of(data), tmp_path)
+
+
+@pytest.mark.slow
+def test_no_process_of_a_second_training_goes_on_while_the_first_runs(data, tmp_path):
+    message = f"workdir {tmp_path} is in use by process {os.getpid()}; allowed: one"
     with lock_workdir(tmp_path):
         first, second = run_several(data, tmp_path, 2)
     assert f"error: {message}" in first.stderr.splitlines()
