@@ -44,7 +44,7 @@ def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Call
     def config() -> DecodeConfig:
         values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
         values["exit_depths"] = parse_exit_depths(values["exit_depths"])
-        if (thresholds := values["thresholds_per_depth"]) is not None:
+        if (thresholds := values.get("thresholds_per_depth")) is not None:
             try:
                 values["thresholds_per_depth"] = tuple(map(float, thresholds))
             except ValueError:
