@@ -22,7 +22,7 @@ from absl import flags
 from dvp_jax.decode.api import teacher_forced_logits
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.engine import Engine
-from dvp_jax.decode.text import token_rows
+from dvp_jax.decode.text import pad_rows, source_bucket, token_rows
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
 from dvp_jax.t5.load import Model, load_model
@@ -57,10 +57,10 @@ def next_logits(model: Model, source: Tokens, text: Tokens) -> np.ndarray:
     """(tokens, V) logits that each token of a text was chosen by."""
     start = [model.config.decoder_start_token_id, *text[:-1]]
     length = _MAX_NEW_TOKENS.value  # of all texts, so that few programs are compiled
-    ids = np.array([source + [model.config.pad_token_id] * (-len(source) % 32)])
-    mask = np.arange(ids.shape[1])[None] < len(source)
-    padded = [start + [model.config.pad_token_id] * (length - len(start))]
-    return np.asarray(teacher_forced_logits(model, ids, mask, padded))[0, : len(text)]
+    pad = model.config.pad_token_id
+    ids, mask = pad_rows([source], 1, source_bucket(len(source)), pad)
+    targets, _ = pad_rows([start], 1, length, pad)
+    return np.asarray(teacher_forced_logits(model, ids, mask, targets))[0, : len(text)]
 
 
 def main() -> None:

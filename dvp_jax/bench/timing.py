@@ -244,10 +244,7 @@ def forced_decoder(
         row["peak_megabytes"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
         row["argument_megabytes"] = memory.argument_size_in_bytes / 1e6
     thresholds = forcing_thresholds(depths, model.config.num_decoder_layers)
-    settings = dataclasses.replace(
-        compiled.inputs.settings, thresholds=jnp.repeat(thresholds[None], benchmark.batch, axis=0)
-    )
-    inputs = dataclasses.replace(compiled.inputs, settings=settings)
+    inputs = dataclasses.replace(compiled.inputs, settings=compiled.inputs.settings.with_thresholds(thresholds))
     return TimedDecoder(row, partial(compiled.compiled, inputs))
 
 

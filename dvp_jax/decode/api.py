@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -138,7 +137,7 @@ def decode_arguments(
         allowed = settings.thresholds.shape[1:]
         if thresholds.shape != allowed:
             raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {allowed}")
-        settings = dataclasses.replace(settings, thresholds=jnp.repeat(thresholds[None], num_rows, axis=0))
+        settings = settings.with_thresholds(thresholds)
     reads_int8 = model.mesh is None and cfg.reads_int8(policy, backend(), num_rows)
     int8 = model.int8_unembedding if reads_int8 else None
     stacks = model.mesh is None and policy.propagates_state and stacking_pays(backend())
@@ -167,9 +166,8 @@ def row_settings(
     """
     compiled = cfg if compiled is None else compiled
     threshold = cfg.threshold if cfg.thresholds_per_depth is None else cfg.thresholds_per_depth
-    schedule = np.asarray(
-        threshold_schedule(threshold, cfg.max_new_tokens, config.num_decoder_layers, cfg.decay_temperature)
-    )
+    num_layers = config.num_decoder_layers
+    schedule = threshold_schedule(threshold, cfg.max_new_tokens, num_layers, cfg.decay_temperature)
     unused = compiled.max_new_tokens - cfg.max_new_tokens
     # By numpy: JAX would compile a program for each length.
     thresholds: Any = np.repeat(np.pad(schedule, ((0, unused), (0, 0)))[None], len(seeds), axis=0)

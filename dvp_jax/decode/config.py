@@ -186,7 +186,8 @@ class DecodeConfig:
                 raise ValueError(f"{name} is None; prune_rule {rule!r} needs {needed}")
 
     def _check_sampling(self) -> None:
-        check_temperature(self.temperature)
+        if not (_is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise ValueError(f"temperature is {self.temperature!r}; allowed: a number of at least 0")
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1, None)
         if self.top_p is not None and not (_is_number(self.top_p) and 0.0 < self.top_p <= 1.0):
@@ -364,12 +365,6 @@ def load_decode_config(path: str | Path) -> DecodeConfig:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ValueError(f'{path} has no "config"; allowed: an object with the fields of DecodeConfig')
     return make_config(content["config"], f"{path}: config")
-
-
-def check_temperature(value: Any) -> None:
-    """Raises ValueError where `value` is no finite number of at least 0."""
-    if not (_is_number(value) and math.isfinite(value) and value >= 0.0):
-        raise ValueError(f"temperature is {value!r}; allowed: a number of at least 0")
 
 
 def _is_number(value: Any) -> bool:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import textwrap
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -72,7 +72,7 @@ class Engine:
                 raise ValueError(f"{name} is {value}; allowed: at least 1")
         decode_policy(model, cfg)
         self._model, self._cfg, self._steps = model, cfg, steps
-        self._default = _on_host(row_settings(cfg, model.config, np.zeros(1, int)))  # of a request
+        self._default = row_settings(cfg, model.config, np.zeros(1, int))  # of a request
         self._num_slots = round_up_rows(model.mesh, slots)
         self._max_source_length = max_source_length
         self._lanes: dict[int, Lane] = {}
@@ -126,7 +126,7 @@ class Engine:
         Where the device or a policy raises an error, the requests that it has met get it as their result.
         """
         with self._lock:
-            self._step(self._steps)
+            self._step()
             ids = self._results.keys() - self._claimed
             return [self._results.pop(request_id) for request_id in ids]
 
@@ -154,15 +154,13 @@ class Engine:
                     self.submit(request)
                     num_read += 1
                 with self._lock:
-                    self._step(self._steps)
-                    asked = [lane.oldest(but=self._claimed) for lane in self._busy_lanes()]
-                    oldest = min((i for i in asked if i is not None), default=self._num_requests)
-                    is_idle = oldest == self._num_requests
+                    self._step()
+                    oldest = min((lane.oldest(self._claimed) for lane in self._busy_lanes()), default=math.inf)
                     ended = sorted(i for i in self._results.keys() - self._claimed if not in_order or i < oldest)
                 for request_id in ended:
                     if result := self._results.pop(request_id, None):  # None: `step` has returned it meanwhile
                         yield result
-                if num_read < room and not ended and is_idle:
+                if num_read < room and not ended and oldest == math.inf:
                     return
         finally:
             self._runs.release()
@@ -189,8 +187,7 @@ class Engine:
             while True:
                 with self._lock:
                     text, result = None, self._results.pop(request_id, None)
-                    lane = next((lane for lane in self._lanes.values() if request_id in lane), None)
-                    if not result and lane is not None:
+                    if not result and (lane := self._lane_of(request_id)) is not None:
                         lane.step(1)
                         text = lane.so_far(request_id)
                 if result and result.error:
@@ -225,7 +222,7 @@ class Engine:
         try:
             while len(texts) < len(sources):
                 with self._lock:
-                    self._step(self._steps)
+                    self._step()
                     ended = [self._results.pop(request_id) for request_id in indices.keys() & self._results.keys()]
                 for result in ended:
                     if result.output is None:
@@ -246,11 +243,14 @@ class Engine:
 
     def _drop(self, request_id: int) -> bool:
         """Forgets a request that runs or waits. False where there is none."""
-        for lane in self._lanes.values():
-            if request_id in lane:
-                lane.drop(request_id)
-                return True
-        return False
+        lane = self._lane_of(request_id)
+        if lane is not None:
+            lane.drop(request_id)
+        return lane is not None
+
+    def _lane_of(self, request_id: int) -> Lane | None:
+        """The lane in which a request runs or waits."""
+        return next((lane for lane in self._lanes.values() if request_id in lane), None)
 
     def _busy_lanes(self) -> list[Lane]:
         """The lanes with requests that run or wait."""
@@ -266,20 +266,20 @@ class Engine:
         own = request_config(self._cfg, changes)
         settings = self._default
         if changes.keys() != {"seed"}:
-            settings = _on_host(row_settings(own, self._model.config, np.zeros(1, int), self._cfg))
+            settings = row_settings(own, self._model.config, np.zeros(1, int), self._cfg)
         if settings.sampling is None:
             return settings
         seeds: Any = np.array([own.seed % 2**32], np.uint32)
         return dataclasses.replace(settings, sampling=dataclasses.replace(settings.sampling, seeds=seeds))
 
-    def _step(self, max_steps: int) -> None:
+    def _step(self) -> None:
         """Steps the lane with the most requests to step together, or the one with the request that waited long."""
         if not (lanes := self._busy_lanes()):
             return
-        oldest, first = min(((lane, lane.oldest()) for lane in lanes), key=lambda item: item[1] or 0)
+        oldest = min(lanes, key=lambda lane: lane.oldest())
         fullest = max(lanes, key=lambda lane: min(len(lane), self._num_slots))
-        waited_long = self._num_requests - (first or 0) > _PATIENCE * self._num_slots
-        (oldest if waited_long else fullest).step(max_steps)
+        waited_long = self._num_requests - oldest.oldest() > _PATIENCE * self._num_slots
+        (oldest if waited_long else fullest).step(self._steps)
 
     def _ids(self, request: Request) -> list[int]:
         """The token ids of a request.
@@ -302,10 +302,6 @@ class Engine:
         if len(ids) > self._max_source_length:
             raise ValueError(f"request has {len(ids)} tokens; allowed: at most {self._max_source_length}")
         return ids.tolist()
-
-
-def _on_host(settings: Settings) -> Settings:
-    return jax.tree.map(np.asarray, settings)
 
 
 def generate_text(

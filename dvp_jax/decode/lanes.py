@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 import traceback
 from collections import OrderedDict, deque
@@ -185,11 +186,11 @@ class Lane:
     def __contains__(self, request_id: int) -> bool:
         return request_id in self.waiting or request_id in self._admitted
 
-    def oldest(self, but: Set[int] = frozenset()) -> int | None:
-        """The smallest id of the requests that run or wait, but for some; None where there is no other."""
-        waiting = next((request_id for request_id in self.waiting if request_id not in but), None)
-        ids = [request_id for request_id in (*self._admitted, waiting) if request_id is not None]
-        return min((request_id for request_id in ids if request_id not in but), default=None)
+    def oldest(self, but: Set[int] = frozenset()) -> float:
+        """The smallest id of the requests that run or wait, but for some; infinity where there is no other."""
+        first_waiting = (request_id for request_id in self.waiting if request_id not in but)
+        ids = (*self._admitted.keys() - but, *itertools.islice(first_waiting, 1))
+        return min(ids, default=math.inf)
 
     def drop(self, request_id: int) -> None:
         """Forgets a request of this lane. Its slot is free at the next step."""

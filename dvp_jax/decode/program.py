@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -57,6 +58,11 @@ class Settings:
     thresholds: Float[Array, "batch max_new_tokens num_depths"]  # [b, t, l - 1]: after t tokens, at depth l
     max_new_tokens: Int[Array, " batch"]  # at most that of the program
     sampling: Sampling | None  # None: every row takes the likeliest token
+
+    def with_thresholds(self, thresholds: Float[Array, "max_new_tokens num_depths"]) -> Settings:
+        """These thresholds in every row, to force exits."""
+        rows = len(self.max_new_tokens)
+        return dataclasses.replace(self, thresholds=jnp.repeat(thresholds[None], rows, axis=0))
 
 
 @struct.dataclass

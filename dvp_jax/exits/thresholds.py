@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 NEVER = 1.0
 """A threshold that no confidence exceeds: every measure is at most 1."""
@@ -22,7 +21,7 @@ def threshold_schedule(
     max_new_tokens: int,
     num_depths: int,
     decay_temperature: float | None = None,
-) -> Float[Array, "max_new_tokens num_depths"]:
+) -> Float[np.ndarray, "max_new_tokens num_depths"]:
     """The threshold of each token t = 1, 2, ... and depth l = 1, 2, ...: constant, or decaying over the output.
 
     The decay is that of CALM's published code (T5X, contrib/calm):
@@ -45,4 +44,4 @@ def threshold_schedule(
     values = np.broadcast_to(np.asarray(threshold, np.float64), (max_new_tokens, num_depths))
     if decay_temperature is not None:
         values = 0.9 * values + 0.1 * values * np.exp(-decay_temperature * token / max_new_tokens)
-    return jnp.asarray(values, jnp.float32)
+    return np.asarray(values, np.float32)

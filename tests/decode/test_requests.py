@@ -129,9 +129,9 @@ def test_streams_of_two_buckets_take_turns_and_hold_no_other_result_back():
 def test_run_takes_every_request_also_where_another_call_takes_the_results(monkeypatch):
     of, step = engine(DVP), dvp_jax.Engine._step
 
-    def step_and_take(self, max_steps):
+    def step_and_take(self):
         while self._busy_lanes():
-            step(self, max_steps)
+            step(self)
             self._results.clear()  # as `step` in another thread does
 
     monkeypatch.setattr(dvp_jax.Engine, "_step", step_and_take)
