@@ -52,14 +52,28 @@ def assert_alone(output, request, cfg):
         assert output.layers_run == alone.drafts.layers_run[0]
 
 
-@settings(max_examples=5)
-@given(
-    requests=prompts,
-    cfg=st.sampled_from([DVP, SHALLOW, LOSSLESS, CALM, STATE, DECAY, ORACLE, FULL]),
-    steps=st.sampled_from([1, 3, 32]),
-    arrivals=st.lists(st.integers(0, 3), min_size=9, max_size=9),
-)
+SETTINGS = {
+    "requests": prompts,
+    "cfg": st.sampled_from([DVP, SHALLOW, LOSSLESS, CALM, STATE, DECAY, ORACLE, FULL]),
+    "steps": st.sampled_from([1, 3, 32]),
+    "arrivals": st.lists(st.integers(0, 3), min_size=9, max_size=9),
+}
+
+
+@settings(max_examples=3)
+@given(**SETTINGS)
 def test_each_request_equals_the_request_alone(requests, cfg, steps, arrivals):
+    check_requests(requests, cfg, steps, arrivals)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(**SETTINGS)
+def test_each_of_many_requests_equals_the_request_alone(requests, cfg, steps, arrivals):
+    check_requests(requests, cfg, steps, arrivals)
+
+
+def check_requests(requests, cfg, steps, arrivals):
     engine, results = Engine(MODEL_OF, cfg, slots=2, steps=steps), {}
     for request, rounds in zip(requests, arrivals, strict=False):  # some come while others run
         engine.submit(request)

@@ -82,7 +82,7 @@ def with_classifier(model):
     return model, (torch.from_numpy(weight), 0.3)
 
 
-@settings(max_examples=9)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_tokens_and_exits_equal_the_reference(data):
     check_against_reference(data)

@@ -92,6 +92,7 @@ def test_generate_says_how_long_the_first_text_took_when_asked_to(checkpoint):
     assert "Finished XLA compilation" not in verbose.stderr  # JAX's own log
 
 
+@pytest.mark.slow
 def test_a_second_start_prints_no_warnings_about_the_programs_it_loads(checkpoint, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TF_CPP"))}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
