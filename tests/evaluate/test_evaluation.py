@@ -53,6 +53,15 @@ def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
     assert rows[1]["speed_up"] == 1.0
 
 
+def test_each_example_draws_with_a_seed_of_its_own_whatever_the_batch_size(model):
+    task, drawn = Sentences(SENTENCES[:1] * 9), dataclasses.replace(FULL, temperature=2.0)
+    alone, together = (
+        [line["tokens"] for line in evaluate(model, task, {"drawn": drawn}, batch_size=size)[1]] for size in (1, 2)
+    )
+    assert alone == together
+    assert len(set(map(tuple, alone))) > 1
+
+
 def test_there_is_no_speed_up_without_the_full_model(model):
     rows, _ = evaluate(model, Sentences(SENTENCES[:2]), {"one": EARLY}, batch_size=2)
     assert [row["speed_up"] for row in rows] == [None]
