@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from dvp_jax.decode.config import DecodeConfig, parse_exit_depths
+from dvp_jax.decode.generation_config import with_generation_config
 
 flags.disclaim_key_flags()  # --help shows them among the flags of the launcher
 
 
-def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Callable[[], DecodeConfig]:
+def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Callable[..., DecodeConfig]:
     """Defines a flag for each field.
 
     Args:
@@ -23,7 +24,9 @@ def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Call
         **defaults: where they differ from those of `DecodeConfig`.
 
     Returns:
-        What makes the config, once the flags are parsed. It raises ValueError for an impossible value.
+        What makes the config, once the flags are parsed. It takes the fields of a checkpoint's
+        generation_config.json, which count where a flag is not given, or None. It raises ValueError for an
+        impossible value.
     """
     descriptions, fields = _descriptions(), [f for f in dataclasses.fields(DecodeConfig) if f.name not in without]
     for field in fields:
@@ -41,7 +44,7 @@ def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Call
         else:  # `DecodeConfig` knows which names are allowed
             flags.DEFINE_string(field.name, default, text)
 
-    def config() -> DecodeConfig:
+    def config(generation: Mapping[str, Any] | None = None) -> DecodeConfig:
         values: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in fields}
         values["exit_depths"] = parse_exit_depths(values["exit_depths"])
         if (thresholds := values.get("thresholds_per_depth")) is not None:
@@ -51,7 +54,9 @@ def define_decode_flags(*, without: Sequence[str] = (), **defaults: Any) -> Call
                 raise ValueError(
                     f"thresholds_per_depth is {','.join(thresholds)}; allowed: numbers from 0 to 1, one a depth"
                 ) from None
-        return DecodeConfig(**values)
+        cfg = DecodeConfig(**values)
+        given = [field.name for field in fields if flags.FLAGS[field.name].present]
+        return cfg if generation is None else with_generation_config(cfg, generation, given)
 
     return config
 

@@ -6,6 +6,9 @@ The text of one prompt appears as it is decoded; on a terminal with colours, blu
 late. A table of its tokens follows. --prompts=FILE reads a prompt from each line, and --json writes a line of JSON
 for each text. With --verbosity=1 it generates twice, and prints to stderr how many seconds loading the model,
 compiling, and generating the texts took.
+
+Where a flag is not given, the checkpoint's generation_config.json counts before the default. A warning names
+what it sets.
 """
 
 from __future__ import annotations
@@ -47,12 +50,14 @@ _COLOURS = (33, 39, 43, 78, 148, 214, 208, 196)
 
 def main() -> None:
     """Generates and prints."""
-    cfg, prompts = _config(), _prompts()
+    _config()  # a bad flag is said before the model is loaded
+    prompts = _prompts()
     sizes: Any = _MESH.value and [int(size) if size.isdigit() else size for size in _MESH.value]
     mesh = make_mesh(sizes)
     start = time.perf_counter()
     model = load_model(_MODEL.value, _DTYPE.value, progress=True, mesh=mesh)
     load_s = time.perf_counter() - start
+    cfg = _config(model.generation_config)
     streams = len(prompts) == 1 and _SEQUENCES.value == 1 and not _JSON.value and mesh is None
     first_s = 0.0
     if logging.get_verbosity() >= logging.DEBUG:

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 
 import torch
+import transformers
 
 
 @dataclasses.dataclass
@@ -43,6 +44,9 @@ def reference_decode(
     decay_temperature: float | None = None,
     oracle_states: str = "own",
     max_waiting: int | None = None,
+    min_new_tokens: int = 0,
+    no_repeat_ngram_size: int = 0,
+    forced_bos_token_id: int | None = None,
     classifier: tuple[torch.Tensor, float] | None = None,
     common: list[int] | None = None,
 ) -> Reference:
@@ -64,8 +68,18 @@ def reference_decode(
     encoded = model.encoder(input_ids=source, attention_mask=torch.ones_like(source)).last_hidden_state
     scale = config.d_model**-0.5 if scales(model) else 1.0
 
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    processors = transformers.LogitsProcessorList()
+    if no_repeat_ngram_size:
+        processors.append(transformers.NoRepeatNGramLogitsProcessor(no_repeat_ngram_size))
+    if min_new_tokens:
+        processors.append(transformers.MinNewTokensLengthLogitsProcessor(1, min_new_tokens, ends, "cpu"))
+    if forced_bos_token_id is not None:
+        processors.append(transformers.ForcedBOSTokenLogitsProcessor(forced_bos_token_id))
+
     def logits_of(hidden):
-        return (model.lm_head.weight @ (scale * decoder.final_layer_norm(hidden)[0, 0])).float()
+        logits = (model.lm_head.weight @ (scale * decoder.final_layer_norm(hidden)[0, 0])).float()
+        return processors(text, logits[None])[0]
 
     def read(hidden, previous, kept):
         logits = logits_of(hidden)
@@ -83,9 +97,9 @@ def reference_decode(
     recent = [0]  # the likeliest ids where the full vocabulary was read last
     waiting = []  # lossless: of each token that is not verified yet, its place, and the logits of the last depth
     out = Reference([], [], [], math.inf)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     token = config.decoder_start_token_id
     while len(out.tokens) < max_new_tokens:
+        text = torch.tensor([[config.decoder_start_token_id, *out.tokens]])
         t = len(out.tokens) + 1
         hidden = model.shared(torch.tensor([[token]]))
         full = None
@@ -246,6 +260,7 @@ def best_of(logits: torch.Tensor, kept: list[int] | None) -> tuple[int, float]:
 def confidence_of(logits: torch.Tensor, kept: list[int] | None, measure: str = "softmax_diff") -> float:
     """A measure of confidence that reads logits, over the kept ids or the full vocabulary."""
     chosen = logits if kept is None else logits[kept]
+    chosen = chosen[chosen > -math.inf]
     probabilities = sorted(torch.softmax(chosen.double(), dim=0).tolist(), reverse=True)
     if len(probabilities) == 1:
         return 1.0

@@ -19,6 +19,7 @@ from dvp_jax.decode.program import DecodeInputs, DecodeProgram, Encoded, Setting
 from dvp_jax.decode.text import batch_bucket, source_bucket
 from dvp_jax.decode.token_loop import Decoded, decode_tokens
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES, MEASURES_BY_CLASSIFIER
+from dvp_jax.exits.constraints import make_constraints
 from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.sampling import make_sampling
 from dvp_jax.exits.thresholds import threshold_schedule
@@ -173,7 +174,16 @@ def row_settings(
     thresholds: Any = np.repeat(np.pad(schedule, ((0, unused), (0, 0)))[None], len(seeds), axis=0)
     max_new_tokens: Any = np.full(len(seeds), cfg.max_new_tokens, np.int32)
     sampling = make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if compiled.samples else None
-    return Settings(thresholds, max_new_tokens, sampling)
+    constraints = None
+    if compiled.is_constrained:
+        forced = -1 if cfg.forced_bos_token_id is None else cfg.forced_bos_token_id
+        constraints = make_constraints(
+            cfg.min_new_tokens if compiled.min_new_tokens else None,
+            compiled.no_repeat_ngram_size,
+            None if compiled.forced_bos_token_id is None else forced,
+            len(seeds),
+        )
+    return Settings(thresholds, max_new_tokens, sampling, constraints)
 
 
 def decode_policy(model: Model, cfg: DecodeConfig) -> ExitPolicy:

@@ -89,6 +89,9 @@ class DecodeConfig:
         top_k: draws from that many of the likeliest tokens only. None: from all.
         top_p: then from the fewest of the likeliest that hold this probability, in (0, 1]. None: from all.
         seed: of the first request; the others count on from it. A request's draws depend on its seed alone.
+        min_new_tokens: how many tokens precede the end token at least.
+        no_repeat_ngram_size: n, so that no n tokens stand twice in a text. 0: they may.
+        forced_bos_token_id: the first token of every text, such as a language's. None: any.
         branch_every: the fewest layers between two branches that skip the layers which are left. Outputs
             are the same. None takes what the backend needs (`dvp_jax.decode.layer_loop.branch_every`).
         capture: whether a GPU runs the token loop as one CUDA graph. None: where that form has run on a device
@@ -125,6 +128,9 @@ class DecodeConfig:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
+    forced_bos_token_id: int | None = None
     branch_every: int | None = None
     capture: bool | None = None
 
@@ -154,6 +160,7 @@ class DecodeConfig:
         self._check_thresholds()
         self._check_pruning()
         self._check_sampling()
+        self._check_constraints()
         self._make_policy(_ANY_DEPTH)  # a policy checks its own settings
 
     def _check_thresholds(self) -> None:
@@ -198,10 +205,30 @@ class DecodeConfig:
         if self.samples and self.unembedding == "int8":
             raise ValueError("unembedding is 'int8'; allowed with a temperature above 0: auto, float")
 
+    def _check_constraints(self) -> None:
+        check_integer("min_new_tokens", self.min_new_tokens, 0, None)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}; allowed: at most max_new_tokens, {self.max_new_tokens}"
+            )
+        check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, None)
+        if self.forced_bos_token_id is not None:
+            check_integer("forced_bos_token_id", self.forced_bos_token_id, 0, None)
+        if self.is_constrained and self.unembedding == "int8":
+            raise ValueError(
+                "unembedding is 'int8'; allowed with min_new_tokens, no_repeat_ngram_size or forced_bos_token_id: "
+                "auto, float"
+            )
+
     @property
     def samples(self) -> bool:
         """Whether tokens are drawn."""
         return self.temperature > 0.0
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether some token may not stand at some place."""
+        return bool(self.min_new_tokens or self.no_repeat_ngram_size) or self.forced_bos_token_id is not None
 
     @property
     def name(self) -> str:
@@ -220,6 +247,8 @@ class DecodeConfig:
         """
         policy = self._make_policy(num_layers)
         policy.check(num_layers, vocab_size)
+        if self.forced_bos_token_id is not None:
+            check_integer("forced_bos_token_id", self.forced_bos_token_id, 0, vocab_size - 1)
         per_depth = self.thresholds_per_depth
         if per_depth is not None and len(per_depth) != num_layers:
             raise ValueError(
@@ -248,6 +277,9 @@ class DecodeConfig:
         settings = policy.settings()
         if self.samples:
             settings |= {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        if self.is_constrained:
+            names = ("min_new_tokens", "no_repeat_ngram_size", "forced_bos_token_id")
+            settings |= {name: getattr(self, name) for name in names}
         if not policy.uses_threshold:
             return settings
         name = "threshold" if self.thresholds_per_depth is None else "thresholds_per_depth"
@@ -263,8 +295,9 @@ class DecodeConfig:
         """
         if self.unembedding != "auto":
             return self.unembedding == "int8"
-        # A draw needs all logits; the copy knows the likeliest ones.
-        return policy.kept_rows > 0 and int8_pays(backend, batch) and not self.samples
+        # A draw needs all logits, and a constraint those below the likeliest; the copy knows only these.
+        needs_others = self.samples or self.is_constrained
+        return policy.kept_rows > 0 and int8_pays(backend, batch) and not needs_others
 
 
 def _fill_in(kind: type, values: Mapping[str, Any]) -> Any:
@@ -311,7 +344,16 @@ def make_config(fields: Mapping[str, Any], where: str) -> DecodeConfig:
     return DecodeConfig(**fields)
 
 
-_OF_A_REQUEST = ("threshold", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+_OF_A_REQUEST = (
+    "threshold",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "min_new_tokens",
+    "forced_bos_token_id",
+)
 """Fields that each request of an engine may have for itself."""
 
 
@@ -337,6 +379,8 @@ def request_config(cfg: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfi
         ("temperature", not cfg.samples),
         ("top_k", cfg.top_k is None),
         ("top_p", cfg.top_p is None),
+        ("min_new_tokens", not cfg.min_new_tokens),
+        ("forced_bos_token_id", cfg.forced_bos_token_id is None),
     ):
         if is_off and getattr(own, name) != getattr(cfg, name):
             raise ValueError(

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dvp_jax.decode.cache import Block, CachedDecoder, KVCache, Waiting, window_sizes
 from dvp_jax.decode.layer_loop import DepthState, grouped, masked, run_to_first_exit, run_until_exit
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, heads_of
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, heads_at, heads_of
 from dvp_jax.exits.policy import ExitDecision, Heads, LayerOutput, Lossless, Verdict
 from dvp_jax.exits.pruning import Kept
 from dvp_jax.t5.backend import backend
@@ -83,6 +83,7 @@ def decode_deferred_token(
     program: DecodeProgram,
     inputs: DecodeInputs,
     cache: KVCache,
+    text: Int[Array, "batch max_new_tokens"],
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
 ) -> tuple[DeferredToken, KVCache]:
@@ -96,7 +97,7 @@ def decode_deferred_token(
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
     thresholds = jax.vmap(operator.getitem)(inputs.settings.thresholds, cache.lengths)  # (batch, num_depths)
-    full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
+    full, heads = heads_of(program, inputs, text, cache.lengths, cache.recent)
     is_last_place = cache.lengths + 1 >= inputs.settings.max_new_tokens
 
     def run_layer(heads: Heads, depth: int, state: WindowState) -> tuple[WindowState, Block]:
@@ -125,7 +126,7 @@ def decode_deferred_token(
 
     deeper = range(policy.first_exit + 1, policy.last_depth + 1)
     groups = grouped(deeper, policy.candidates, program.branch_every)
-    read_last = partial(_read_last, program, inputs, full, cache)
+    read_last = partial(_read_last, program, inputs, full, cache, text)
     state, blocks = run_until_exit(partial(run_layer, heads), read_last, skip, groups, state, blocks)
     result, waiting = _outcome(program, cache, state, ended)
     cache = decoder.updated_cache(blocks, waiting, state.current.recent)
@@ -176,7 +177,12 @@ def _first_that_holds(tokens: Bool[Array, "batch window"], sizes: list[int]) -> 
 
 
 def _read_last(
-    program: DecodeProgram, inputs: DecodeInputs, full: Heads, cache: KVCache, state: WindowState
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    full: Heads,
+    cache: KVCache,
+    text: Int[Array, "batch max_new_tokens"],
+    state: WindowState,
 ) -> WindowState:
     """Reads the rows that reached the last depth; with a policy that verifies, their drafts as well."""
     policy = program.policy
@@ -189,12 +195,10 @@ def _read_last(
     drafts = cache.waiting.drafts.at[:, -1].set(state.current.token)
 
     def verify(size: int) -> tuple[ExitDecision, Verdict]:
-        newest, heads = slice(-size, None), full
+        newest = slice(-size, None)
+        heads = heads_at(program, inputs, text, cache.lengths[:, None] + jnp.arange(1 - size, 1))
         if not int8_pays(backend(), len(drafts) * size):
-            heads = full._replace(vocabulary=dataclasses.replace(full.vocabulary, int8=None))
-        if (sampling := inputs.settings.sampling) is not None:
-            places = cache.lengths[:, None] + jnp.arange(1 - size, 1)
-            heads = heads._replace(draws=sampling.draws(places, program.config.vocab_size))
+            heads = heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, int8=None))
         return policy.verify(state.hidden[:, newest], drafts[:, newest], is_draft[:, newest], output, heads)
 
     sizes = window_sizes(drafts.shape[1])

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 
 from dvp_jax.decode.api import decode_policy, generate, row_settings
 from dvp_jax.decode.config import DecodeConfig, request_config
+from dvp_jax.decode.generation_config import with_generation_config
 from dvp_jax.decode.lanes import Asked, Lane, Result
 from dvp_jax.decode.program import Settings
 from dvp_jax.decode.text import GeneratedText, Piece, check_text, source_bucket, to_text, tokenize, unpad_rows
@@ -91,9 +92,9 @@ class Engine:
         Args:
             request: a text, or token ids with the end token.
             **settings: of this request, instead of those of the engine's config: `threshold`, `max_new_tokens` (at
-                most the config's), and where the config samples `temperature`, `seed`, and those of `top_k` and
-                `top_p` that it sets. The seed is the config's plus the request's id by default. Nothing is
-                compiled for them.
+                most the config's), where the config samples `temperature` and `seed`, and those of `top_k`,
+                `top_p`, `min_new_tokens` and `forced_bos_token_id` that it sets. The seed is the config's plus the
+                request's id by default. Nothing is compiled for them.
 
         Returns:
             Its id: 0, 1, ...
@@ -307,7 +308,7 @@ class Engine:
 def generate_text(
     model: Model,
     prompts: Sequence[str],
-    cfg: DecodeConfig,
+    cfg: DecodeConfig | None = None,
     *,
     max_source_length: int = 512,
     slots: int = 16,
@@ -318,7 +319,8 @@ def generate_text(
     Args:
         model: with a tokenizer.
         prompts: at least one, none empty.
-        cfg: how to decode. Where it samples, text i draws with the seed `cfg.seed + i`.
+        cfg: how to decode. Where it samples, text i draws with the seed `cfg.seed + i`. None takes what the
+            checkpoint's generation_config.json says, which a warning names, and else the defaults.
         max_source_length: longer prompts are truncated, with a warning that counts them.
         slots: the most rows that are decoded together.
         num_return_sequences: texts for each prompt. More than one only where cfg samples.
@@ -330,6 +332,8 @@ def generate_text(
         ValueError: there are no prompts, one is empty, the model has no tokenizer, slots or num_return_sequences
             is not allowed, cfg does not fit the model, or a prompt gives logits that are not finite.
     """
+    if cfg is None:
+        cfg = with_generation_config(DecodeConfig(), model.generation_config)
     if num_return_sequences < 1 or (num_return_sequences > 1 and not cfg.samples):
         allowed = "at least 1" if cfg.samples else "1 with temperature 0, which always gives the same text"
         raise ValueError(f"num_return_sequences is {num_return_sequences}; allowed: {allowed}")

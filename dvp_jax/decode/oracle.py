@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Int
 
 from dvp_jax.decode.cache import CachedDecoder, KVCache
 from dvp_jax.decode.layer_loop import DepthState
-from dvp_jax.decode.program import DecodeInputs, DecodeProgram, full_heads
+from dvp_jax.decode.program import DecodeInputs, DecodeProgram, heads_at
 from dvp_jax.exits.policy import LayerOutput
 from dvp_jax.exits.thresholds import ALWAYS
 from dvp_jax.t5.model import embed
@@ -17,6 +17,7 @@ def decode_oracle_token(
     program: DecodeProgram,
     inputs: DecodeInputs,
     cache: KVCache,
+    text: Int[Array, "batch max_new_tokens"],
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
 ) -> tuple[DepthState, KVCache]:
@@ -26,7 +27,7 @@ def decode_oracle_token(
     """
     config, policy = program.config, program.policy
     decoder = CachedDecoder(program, inputs, cache)
-    heads = full_heads(config, inputs.params, inputs.int8)
+    heads = heads_at(program, inputs, text, cache.lengths[:, None])
     candidates = [*policy.candidates, policy.last_depth]
     states = [embed(inputs.params["shared"], token[:, None])[:, 0]]  # h_0, h_1, ...: (batch, d_model) each
     blocks, decisions = [], []

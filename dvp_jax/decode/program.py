@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from dvp_jax.exits.constraints import Constraints
 from dvp_jax.exits.policy import ExitPolicy, Heads
 from dvp_jax.exits.pruning import Hints
 from dvp_jax.exits.sampling import Sampling
@@ -58,6 +59,7 @@ class Settings:
     thresholds: Float[Array, "batch max_new_tokens num_depths"]  # [b, t, l - 1]: after t tokens, at depth l
     max_new_tokens: Int[Array, " batch"]  # at most that of the program
     sampling: Sampling | None  # None: every row takes the likeliest token
+    constraints: Constraints | None  # None: any token may stand at any place
 
     def with_thresholds(self, thresholds: Float[Array, "max_new_tokens num_depths"]) -> Settings:
         """These thresholds in every row, to force exits."""
@@ -90,9 +92,34 @@ def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = 
     return Heads(vocabulary, params.get("meta"))
 
 
+def heads_at(
+    program: DecodeProgram,
+    inputs: DecodeInputs,
+    text: Int[Array, "batch max_new_tokens"],
+    places: Int[Array, "batch some"],
+) -> Heads:
+    """What reads tokens at places of each row's text over the full vocabulary: batch * some rows.
+
+    Args:
+        program: model and policy.
+        inputs: parameters and settings.
+        text: tokens of each row. At a place those before it count.
+        places: 0 is that of the first token.
+    """
+    config, settings = program.config, inputs.settings
+    heads = full_heads(config, inputs.params, inputs.int8)
+    if settings.sampling is not None:
+        heads = heads._replace(draws=settings.sampling.draws(places, config.vocab_size))
+    if settings.constraints is not None:
+        banned = settings.constraints.banned(config, text, places)
+        heads = heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, banned=banned))
+    return heads
+
+
 def heads_of(
     program: DecodeProgram,
     inputs: DecodeInputs,
+    text: Int[Array, "batch max_new_tokens"],
     lengths: Int[Array, " batch"],
     recent: Int[Array, "batch recent"] | None,
 ) -> tuple[Heads, Heads]:
@@ -103,12 +130,11 @@ def heads_of(
     Args:
         program: model and policy.
         inputs: parameters and settings.
-        lengths: tokens of each row's text so far.
+        text: tokens of each row.
+        lengths: how many of them it has so far.
         recent: likeliest ids where the full vocabulary was read last, for a guess.
     """
-    full = full_heads(program.config, inputs.params, inputs.int8)
-    if inputs.settings.sampling is not None:
-        full = full._replace(draws=inputs.settings.sampling.draws(lengths[:, None], program.config.vocab_size))
+    full = heads_at(program, inputs, text, lengths[:, None])
     if recent is None or inputs.common is None:
         return full, full
     hints = Hints(inputs.encoded.ids, recent, inputs.common)

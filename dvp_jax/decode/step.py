@@ -19,6 +19,7 @@ def decode_token(
     program: DecodeProgram,
     inputs: DecodeInputs,
     cache: KVCache,
+    text: Int[Array, "batch max_new_tokens"],
     token: Int[Array, " batch"],
     ended: Bool[Array, " batch"],
 ) -> tuple[DepthState, KVCache]:
@@ -28,7 +29,8 @@ def decode_token(
         program: model, policy and branching.
         inputs: parameters, sources and settings.
         cache: of the tokens before.
-        token: the last token of each row.
+        text: the tokens of each row so far; what follows them does not matter.
+        token: the last one, or the start token.
         ended: rows that need no token.
 
     Returns:
@@ -37,7 +39,7 @@ def decode_token(
     policy = program.policy
     decoder = CachedDecoder(program, inputs, cache)
     thresholds = jax.vmap(operator.getitem)(inputs.settings.thresholds, cache.lengths)  # (batch, num_depths)
-    full, heads = heads_of(program, inputs, cache.lengths, cache.recent)
+    full, heads = heads_of(program, inputs, text, cache.lengths, cache.recent)
 
     def run_layer(heads: Heads, depth: int, state: DepthState) -> tuple[DepthState, Block]:
         with jax.named_scope(f"layer_{depth}"):

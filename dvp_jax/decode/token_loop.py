@@ -76,7 +76,7 @@ def next_token(
     if program.policy.loop == "deferred":
         return _next_deferred_token(program, inputs, state)
     decode = decode_oracle_token if program.policy.loop == "all_layers" else decode_token
-    row, cache = decode(program, inputs, state.cache, state.token, state.ended)
+    row, cache = decode(program, inputs, state.cache, state.decoded.tokens, state.token, state.ended)
     decoded = _write(program, state, row)
     decoded = dataclasses.replace(decoded, lengths=decoded.lengths + ~state.ended)
     return _after(program, inputs, state, row.token, cache, decoded), row.exit_layer
@@ -86,7 +86,8 @@ def _next_deferred_token(
     program: DecodeProgram, inputs: DecodeInputs, state: DecodeState
 ) -> tuple[DecodeState, Int[Array, " batch"]]:
     """`next_token`, where it may be a draft and earlier drafts may be replaced or taken back."""
-    row, cache = decode_deferred_token(program, inputs, state.cache, state.token, state.ended)
+    text = state.decoded.tokens
+    row, cache = decode_deferred_token(program, inputs, state.cache, text, state.token, state.ended)
     decoded = _write(program, state, row.current)
     places = jnp.arange(program.max_new_tokens)
     is_text = places < row.length[:, None]

@@ -18,9 +18,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from dvp_jax.decode.api import decode_policy
+from dvp_jax.decode.api import decode_policy, row_settings
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.program import Encoded, full_heads
+from dvp_jax.exits.constraints import Constraints
 from dvp_jax.exits.policy import ExitPolicy, LayerOutput
 from dvp_jax.exits.thresholds import ALWAYS
 from dvp_jax.t5.config import T5Config
@@ -46,7 +47,7 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
 
     Candidates and confidences come from the full vocabulary up to the depth that prunes, and from the kept tokens
     after it; at the last depth, from what `cfg` reads there. Depths at which the policy would not ask are read
-    too.
+    too. The candidate of a depth is its likeliest token, also where `cfg` draws.
 
     Args:
         model: from `load_model`.
@@ -70,22 +71,36 @@ def trace(model: Model, encoded: Encoded, tokens: ArrayLike, exit_layers: ArrayL
         exit_layers = np.full_like(exit_layers, policy.last_depth)
     padding = ((0, num_rows - len(tokens)), (0, 0))
     padded = np.pad(tokens, padding), np.pad(exit_layers, padding)
+    constraints = row_settings(cfg, model.config, np.zeros(num_rows, int)).constraints
     with model.context():
-        traced = _trace(model.config, policy, model.params, encoded, *padded)
+        traced = _trace(model.config, policy, model.params, constraints, encoded, *padded)
     return jax.tree.map(lambda x: x[: len(tokens)], traced)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _trace(
-    config: T5Config, policy: ExitPolicy, params: Params, encoded: Encoded, tokens: Array, exit_layers: Array
+    config: T5Config,
+    policy: ExitPolicy,
+    params: Params,
+    constraints: Constraints | None,
+    encoded: Encoded,
+    tokens: Array,
+    exit_layers: Array,
 ) -> Trace:
     states_of = nn.apply(partial(_replay, encoded=encoded, tokens=tokens, exit_layers=exit_layers), T5(config))
     states = jnp.stack(states_of({"params": params}), axis=2)  # (batch, tokens, depths + 1, d_model)
     states = states.reshape(tokens.size, -1, config.d_model)
-    padding = -tokens.size % _ROWS
-    chunks = jnp.pad(states, ((0, padding), (0, 0), (0, 0))).reshape(-1, _ROWS, *states.shape[1:])
-    targets = jnp.pad(tokens.reshape(-1), (0, padding)).reshape(-1, _ROWS)
-    read = lax.map(lambda rows: _read(config, policy, params, *rows), (chunks, targets))
+    banned = None
+    if constraints is not None:
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        banned = constraints.banned(config, tokens, places)
+
+    def chunks(rows: Array) -> Array:
+        padding = ((0, -len(rows) % _ROWS), *[(0, 0)] * (rows.ndim - 1))
+        return jnp.pad(rows, padding).reshape(-1, _ROWS, *rows.shape[1:])
+
+    rows = jax.tree.map(chunks, (states, tokens.reshape(-1), banned))
+    read = lax.map(lambda rows: _read(config, policy, params, *rows), rows)
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: tokens.size].reshape(*tokens.shape, -1), read)
 
 
@@ -95,9 +110,11 @@ def _read(
     params: Params,
     states: Float[Array, "rows depths+1 d_model"],
     targets: Int[Array, " rows"],
+    banned: Bool[Array, "rows vocab"] | None,
 ) -> Trace:
     """What each depth says about each row. A row is one token; its states begin with h_0."""
-    heads = full = full_heads(config, params)
+    full = full_heads(config, params)
+    heads = full = full._replace(vocabulary=dataclasses.replace(full.vocabulary, banned=banned))
     active = jnp.ones(targets.shape, bool)
     decisions, ranks = [], []
     for depth in range(1, config.num_decoder_layers + 1):

@@ -28,6 +28,7 @@ class Vocabulary:
     epsilon: float = struct.field(pytree_node=False)
     scale: float = struct.field(pytree_node=False)  # s
     kept: Bool[Array, "batch kept"] | None = None  # False: no candidate, its logit is -inf
+    banned: Bool[Array, "batch vocab"] | None = None  # True: likewise; by the token's id, for every depth
 
     def normed(self, hidden: Float[Array, "batch d_model"]) -> Normed:
         """norm(h_l) in two factors, float32."""
@@ -43,13 +44,18 @@ class Vocabulary:
             num_exact: how many of the largest logits must be exact and truly the largest. Matters only where an
                 int8 copy is read; otherwise all logits are exact.
         """
-        normed = self.normed(hidden)
+        normed, banned = self.normed(hidden), self.banned
         if self.ids is not None:
             logits = rows_logits(normed.scaled, self.rows) * (normed.factor * self.scale)
-            return logits if self.kept is None else jnp.where(self.kept, logits, -jnp.inf)
-        if self.int8 is None:
-            return linear(normed.value * self.scale, self.rows)
-        return self.int8.logits(normed.value * self.scale, self.rows, num_exact)
+            if self.kept is not None:
+                logits = jnp.where(self.kept, logits, -jnp.inf)
+            if banned is not None:
+                banned = jnp.take_along_axis(banned, self.ids, axis=1)
+        elif self.int8 is None:
+            logits = linear(normed.value * self.scale, self.rows)
+        else:
+            logits = self.int8.logits(normed.value * self.scale, self.rows, num_exact)
+        return logits if banned is None else jnp.where(banned, -jnp.inf, logits)
 
     def token(self, index: Int[Array, " batch"]) -> Int[Array, " batch"]:
         """The token id of the candidate at `index` of each row."""

@@ -18,6 +18,7 @@ from tests.reference import reference_decode
 MODELS = {"tied": ("t5", 0, 4.0, 4.0), "untied": ("t5.1.1", 0, 0.35, 3.0), "umt5": ("umt5", 0, 4.0, 3.0)}
 COMMON = np.random.default_rng(0).permutation(211)
 METHODS = ["full", "static", "oracle", "shallow_deep", "calm", "calm", "dvp", "dvp", "lossless", "lossless"]
+CONSTRAINTS = [{"min_new_tokens": 5, "no_repeat_ngram_size": 2}, {"forced_bos_token_id": 77}]
 TIE = 1e-3
 """Decisions closer than this may fall either way in float32. These models amplify its rounding: PyTorch's own
 confidences in float32 and in float64 differ by up to 2.2e-4 on 180 random prompts."""
@@ -46,6 +47,7 @@ def decode_settings(draw):
     if method in ("calm", "dvp", "lossless", "oracle"):
         fields["exit_depths"] = draw(st.sampled_from([None, None, 2, (2, 4), (3,), (1, 3)]))
         first = min(fields["exit_depths"]) if isinstance(fields["exit_depths"], tuple) else first
+    fields |= draw(st.sampled_from([{}, *CONSTRAINTS]))
     if method == "oracle":
         fields["oracle_states"] = draw(st.sampled_from(["own", "full"]))
     if method == "lossless":

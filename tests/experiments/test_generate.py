@@ -157,3 +157,18 @@ def test_a_terminal_shows_exit_layers_by_colour_unless_asked_not_to(checkpoint, 
 )
 def test_bad_prompts_and_settings_are_refused(checkpoint, flags, message):
     check_error(launch("generate", f"--model={checkpoint.folder}", *flags), message)
+
+
+def test_the_generation_config_of_a_checkpoint_counts_where_no_flag_is_given(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint.folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 3, "no_repeat_ngram_size": 1}))
+    flags = f"--model={folder}", "--prompt=translate", "--json"
+    runs = [launch("generate", *flags, *more) for more in ([], ["--max_new_tokens=5"])]
+    said = [[line for line in run.stderr.splitlines() if line.startswith("warning")] for run in runs]
+    assert said == [
+        ["warning: taken from generation_config.json: max_new_tokens 3, no_repeat_ngram_size 1"],
+        ["warning: taken from generation_config.json: no_repeat_ngram_size 1"],
+    ]
+    for run, most in zip(runs, (3, 5), strict=True):
+        tokens = json.loads(run.stdout)["tokens"]
+        assert len(tokens) == len({0, *tokens}) - 1 <= most
