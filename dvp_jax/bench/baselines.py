@@ -125,11 +125,12 @@ def pytorch_model(model: Model, device: str = "cpu") -> Any:
     config = transformers.T5Config(**{**model.config.to_hugging_face(), "eos_token_id": 1})
     with torch.device(device):  # a GPU draws the weights that are replaced below in no time
         pytorch = transformers.T5ForConditionalGeneration(config).eval()
+    if not model.config.tie_word_embeddings:  # transformers 5 ties every T5, whatever its config says
+        pytorch.lm_head.weight = torch.nn.Parameter(torch.empty_like(pytorch.shared.weight))
     tensors = hugging_face_tensors(model.config, model.params)
     weights = {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
     missing, unexpected = pytorch.load_state_dict(weights, strict=False)
     assert not unexpected and all("embed_tokens" in name or name == "lm_head.weight" for name in missing)
-    pytorch.tie_weights()
     return pytorch
 
 

@@ -33,8 +33,9 @@ def test_without_cuda_they_do_not_run_on_the_cpu_beside_a_gpu(library, monkeypat
         assert "torch.cuda.is_available() is False" in decoder.error
 
 
-def test_eager_pytorch_generates_the_tokens_of_the_same_weights():
-    peer, model = both("t5", 0, 4.0, 4.0, num_layers=4)
+@pytest.mark.parametrize("variant", ["t5", "t5.1.1", "mt5"])  # the last two have an unembedding of their own
+def test_eager_pytorch_generates_the_tokens_of_the_same_weights(variant):
+    peer, model = both(variant, 0, 4.0, 4.0, num_layers=4)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos_token_id=()))
     ids = np.array([[3, 4, 5], [6, 7, 8]])
     eager = next(start_baselines("huggingface", model, ids, 4))
