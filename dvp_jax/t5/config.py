@@ -220,21 +220,19 @@ def _scales_outputs(model_type: str, fields: Mapping[str, Any]) -> bool:
     return model_type != "mt5" and fields.get("tie_word_embeddings") is not False
 
 
+_untied = functools.partial(
+    T5Config, feed_forward_proj="gated-gelu", tie_word_embeddings=False, scale_decoder_outputs=False
+)
+_mt5 = functools.partial(_untied, model_type="mt5", vocab_size=250112)
+
 SHAPES = {
     "t5-small": T5Config(d_model=512, d_ff=2048, num_heads=8, num_layers=6, num_decoder_layers=6),
     "t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=12, num_decoder_layers=12),
     "t5-large": T5Config(d_model=1024, d_ff=4096, num_heads=16, num_layers=24, num_decoder_layers=24),
     "t5-3b": T5Config(d_model=1024, d_kv=128, d_ff=16384, num_heads=32, num_layers=24, num_decoder_layers=24),
     "t5-11b": T5Config(d_model=1024, d_kv=128, d_ff=65536, num_heads=128, num_layers=24, num_decoder_layers=24),
-    "flan-t5-xxl": T5Config(
-        d_model=4096,
-        d_ff=10240,
-        num_heads=64,
-        num_layers=24,
-        num_decoder_layers=24,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        scale_decoder_outputs=False,
-    ),
+    "flan-t5-xxl": _untied(d_model=4096, d_ff=10240, num_heads=64, num_layers=24, num_decoder_layers=24),
+    "mt5-small": _mt5(d_model=512, d_ff=1024, num_heads=6, num_layers=8, num_decoder_layers=8),
+    "mt5-base": _mt5(d_model=768, d_ff=2048, num_heads=12, num_layers=12, num_decoder_layers=12),
 }
-"""Shapes of the published T5 1.0 checkpoints, and of the largest Flan-T5."""
+"""Shapes of the published T5 1.0 checkpoints, of the largest Flan-T5, and of two mT5 with their large vocabulary."""

@@ -314,19 +314,24 @@ def test_what_a_config_does_not_say_is_as_in_transformers(model_type):
         ("t5-3b", 1024, 16384, 128, 32, 24, 2851.6),
         ("t5-11b", 1024, 65536, 128, 128, 24, 11307.3),
         ("flan-t5-xxl", 4096, 10240, 64, 64, 24, 11135.3),
+        ("mt5-small", 512, 1024, 64, 6, 8, 300.2),
+        ("mt5-base", 768, 2048, 64, 12, 12, 582.4),
     ],
 )
 def test_named_shapes_are_the_published_ones(name, d_model, d_ff, d_kv, num_heads, num_layers, millions):
-    is_flan = name.startswith("flan")
-    expected = {"d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": num_heads, "vocab_size": 32128}
-    expected |= {"num_layers": num_layers, "num_decoder_layers": num_layers, "model_type": "t5"}
-    expected |= {"feed_forward_proj": "gated-gelu" if is_flan else "relu"}
-    expected |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), not is_flan)
+    is_untied, is_mt5 = not name.startswith("t5"), name.startswith("mt5")
+    vocab_size = 250112 if is_mt5 else 32128
+    expected = {"d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": num_heads, "vocab_size": vocab_size}
+    expected |= {"num_layers": num_layers, "num_decoder_layers": num_layers}
+    expected |= {"model_type": "mt5" if is_mt5 else "t5", "feed_forward_proj": "gated-gelu" if is_untied else "relu"}
+    expected |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), not is_untied)
     config = vars(SHAPES[name])
     assert {field: config[field] for field in expected} == expected
-    with torch.device("meta"):  # transformers counts the weights of that shape; it ties what Flan-T5 does not
-        peer = transformers.T5ForConditionalGeneration(transformers.T5Config(**SHAPES[name].to_hugging_face()))
-    own_unembedding = 32128 * d_model if is_flan else 0
+    kind = "MT5" if is_mt5 else "T5"
+    peer_config = getattr(transformers, f"{kind}Config")(**SHAPES[name].to_hugging_face())
+    with torch.device("meta"):  # transformers counts the weights of that shape; it ties what T5 1.0 alone ties
+        peer = getattr(transformers, f"{kind}ForConditionalGeneration")(peer_config)
+    own_unembedding = vocab_size * d_model if is_untied else 0
     assert round((peer.num_parameters() + own_unembedding) / 1e6, 1) == millions
 
 
