@@ -1,9 +1,11 @@
 """Milliseconds per token against the bound that memory bandwidth sets, with forced exits.
 
     python -m experiments.benchmark --preset=readme --results=runs/benchmark
+    python -m experiments.benchmark --preset=mt5 --results=runs/benchmark_mt5
 
 Uses random weights of a published shape, or a checkpoint. Thresholds force each token to exit at the depth asked
-for, so speed does not depend on a model's quality. Medians are reported. On a CPU all cases run in turn, A B A B.
+for, so speed does not depend on a model's quality; with `lossless`, the random layers after p add nothing, so that
+every draft is right. Medians are reported. On a CPU all cases run in turn, A B A B.
 On a GPU or TPU each runs alone, after all were compiled. `efficiency` is the time that reading the needed bytes
 takes at the device's measured bandwidth, divided by the measured time. `compile s` is short for programs that an
 earlier start has compiled; --nocompile_cache compiles them again. With --baselines, other decoders of the same
@@ -35,7 +37,9 @@ _PRESET = flags.DEFINE_enum(
     "preset", None, list(PRESETS), "Benchmarks to run, instead of the one the flags describe."
 )
 _SHAPE = flags.DEFINE_string("shape", "t5-base", f"The model: {', '.join(SHAPES)}, or a checkpoint.")
-_METHODS = flags.DEFINE_multi_enum("methods", list(METHODS), [*METHODS, "shallow_deep"], "Methods to time.")
+_METHODS = flags.DEFINE_multi_enum(
+    "methods", list(METHODS), [*METHODS, "lossless", "shallow_deep"], "Methods to time."
+)
 _DEPTHS = flags.DEFINE_list(
     "depths", None, "Exit depths; 0 for a spread. Unset: all, half and a quarter of the layers, but at least 2."
 )
@@ -53,7 +57,7 @@ _UNEMBEDDINGS = flags.DEFINE_list(
     "unembeddings", "auto", "Forms of the unembedding to compare: auto, float, int8."
 )
 _WAITING = flags.DEFINE_list(
-    "max_waiting", None, "Values of max_waiting to compare, for method shallow_deep. Unset: the default."
+    "max_waiting", None, "Values of max_waiting to compare, for lossless and shallow_deep. Unset: the default."
 )
 _BASELINES = flags.DEFINE_enum(
     "baselines", None, list(LIBRARIES), "Other decoders to time too; need the extra bench."

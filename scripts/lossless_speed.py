@@ -18,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dvp_jax.bench.cases import forcing_thresholds
+from dvp_jax.bench.cases import forcing_thresholds, make_drafts_right
 from dvp_jax.bench.timing import time_in_turn
 from dvp_jax.decode.api import decode, encode
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
-from dvp_jax.t5.config import SHAPES, T5Config
+from dvp_jax.t5.config import SHAPES
 from dvp_jax.t5.load import Model
-from dvp_jax.t5.model import Params, init_params
+from dvp_jax.t5.model import init_params
 
 _SHAPE = flags.DEFINE_enum("shape", "t5-base", list(SHAPES), "The shape of the model.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["bfloat16", "float32"], "Dtype of the weights.")
@@ -37,23 +37,15 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens that each row gener
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each method is timed.", lower_bound=1)
 
 
-def model_whose_drafts_are_right(config: T5Config, exit_depth: int, dtype: str) -> Model:
-    """A random model whose layers after a depth add zero to the hidden state."""
-    params: Params = init_params(config, jax.random.key(0), jnp.dtype(dtype))
-    for index in range(exit_depth, config.num_decoder_layers):
-        layer = params["decoder"][f"layers_{index}"]
-        for part, weight in (("self_attention", "output"), ("cross_attention", "output"), ("feed_forward", "wo")):
-            layer[part][weight] = jnp.zeros_like(layer[part][weight])
-    return Model(config, params, common_tokens=np.arange(4096, dtype=np.int32))
-
-
 def main() -> None:
     """Prints the table."""
     config = dataclasses.replace(SHAPES[_SHAPE.value], eos_token_id=())  # no text ends by itself
     layers, exit_depth = config.num_decoder_layers, _EXIT.value
     if exit_depth >= layers:
         raise ValueError(f"exit is {exit_depth}; allowed: 2 to {layers - 1} for {_SHAPE.value}")
-    model = model_whose_drafts_are_right(config, exit_depth, _DTYPE.value)
+    params = init_params(config, jax.random.key(0), jnp.dtype(_DTYPE.value))
+    make_drafts_right(config, params, exit_depth)
+    model = Model(config, params, common_tokens=np.arange(4096, dtype=np.int32))
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (_BATCH.value, 256))
     encoded = encode(model, ids, np.ones_like(ids))
     thresholds = forcing_thresholds(np.full(_NEW_TOKENS.value, exit_depth), layers)

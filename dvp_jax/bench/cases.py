@@ -18,13 +18,14 @@ from dvp_jax.exits.policy import ExitPolicy
 from dvp_jax.exits.thresholds import ALWAYS, NEVER
 from dvp_jax.t5.config import SHAPES, T5Config
 from dvp_jax.t5.load import Model, load_model
-from dvp_jax.t5.model import init_params
+from dvp_jax.t5.model import Params, init_params
 
 METHODS = ("full", "static", "calm", "dvp")
 """The methods that are timed unless others are named."""
 SPREAD = 0
 """As a depth: each token's exit is drawn evenly from all candidate depths."""
-_CHOOSES_DEPTHS = ("calm", "dvp")  # of the methods that are timed, those that read `exit_depths`
+_CHOOSES_DEPTHS = ("calm", "dvp", "lossless")  # of the methods that are timed, those that read `exit_depths`
+_WAITS = ("lossless", "shallow_deep")  # and `max_waiting`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Case:
         exit_depths: as in `DecodeConfig`: None for every depth, n for every n-th.
         branch_every: as in `DecodeConfig`.
         unembedding: as in `DecodeConfig`.
-        max_waiting: as in `DecodeConfig`, for "shallow_deep"; None for its default.
+        max_waiting: as in `DecodeConfig`, for "lossless" and "shallow_deep"; None for its default.
     """
 
     method: str
@@ -128,8 +129,8 @@ def grid(
         num_layers: decoder layers of the model, L.
         methods: as in `DecodeConfig`.
         depths: the exit depths.
-        exit_depths: the values that "calm" and "dvp" are timed with.
-        max_waiting: the values that "shallow_deep" is timed with.
+        exit_depths: the values that "calm", "dvp" and "lossless" are timed with.
+        max_waiting: the values that "lossless" and "shallow_deep" are timed with.
         **fields: the other fields of every case.
     """
     cases = []
@@ -138,7 +139,7 @@ def grid(
             if method == "static" and depth == SPREAD:
                 continue
             for waiting, every in itertools.product(
-                max_waiting if method == "shallow_deep" else (None,),
+                max_waiting if method in _WAITS else (None,),
                 exit_depths if method in _CHOOSES_DEPTHS else (None,),
             ):
                 cases.append(Case(method, depth, exit_depths=every, max_waiting=waiting, **fields))
@@ -162,6 +163,17 @@ PRESETS: dict[str, Preset] = {
                 Benchmark("t5-base", grid(12, ("full", "dvp"), (3, 6, 12)), batch=batch, new_tokens=16)
                 for batch in (8, 32)
             ),
+        ),
+        benchmark_s=1800,
+    ),
+    "mt5": Preset(
+        tuple(
+            Benchmark(shape, grid(layers, methods, (layers // 2, layers)), baselines=library)
+            for shape, layers in (("mt5-small", 8), ("mt5-base", 12))
+            for methods, library in (
+                (("full", "calm", "dvp", "lossless"), "huggingface"),
+                (("full", "dvp"), "ctranslate2"),
+            )
         ),
         benchmark_s=1800,
     ),
@@ -210,10 +222,12 @@ def make_benchmark(
         methods: as in `DecodeConfig`. "full" comes first, since the others are compared with it.
         depths: the exit depths; None for all, half and a quarter of the layers, but at least 2.
         prune_size: K.
-        exit_depths: the values of `exit_depths` to compare, for "calm" and "dvp"; None for every depth.
+        exit_depths: the values of `exit_depths` to compare, for "calm", "dvp" and "lossless"; None for every
+            depth.
         branch_every: the values of `branch_every` to compare.
         unembeddings: the forms of the unembedding to compare.
-        max_waiting: the values of `max_waiting` to compare, for "shallow_deep"; None for the default.
+        max_waiting: the values of `max_waiting` to compare, for "lossless" and "shallow_deep"; None for the
+            default.
         dtype: dtype of the weights.
         **fields: the other fields of `Benchmark`.
 
@@ -266,7 +280,7 @@ def model_config(benchmark: Benchmark) -> T5Config:
 
 
 def make_model(benchmark: Benchmark) -> Model:
-    """The model of a benchmark: a checkpoint, or random weights.
+    """The model of a benchmark: a checkpoint, or random weights, with which every draft of "lossless" is right.
 
     Raises:
         ValueError: as `model_config`.
@@ -275,7 +289,24 @@ def make_model(benchmark: Benchmark) -> Model:
     config = model_config(benchmark)
     if benchmark.shape not in SHAPES:
         return dataclasses.replace(_load_checkpoint(benchmark.shape, benchmark.dtype), config=config)
-    return Model(config, init_params(config, jax.random.key(0), jnp.dtype(benchmark.dtype)))
+    params = init_params(config, jax.random.key(0), jnp.dtype(benchmark.dtype))
+    if any(case.method == "lossless" for case in benchmark.cases):
+        make_drafts_right(config, params, DecodeConfig.prune_layer)
+    return Model(config, params)
+
+
+def make_drafts_right(config: T5Config, params: Params, depth: int) -> None:
+    """Makes the decoder's layers after a depth add zero to the hidden state, so that all depths read one token.
+
+    Args:
+        config: the shape of the model.
+        params: random weights, which are changed in place. They take the same time as before.
+        depth: of the last layer that adds something.
+    """
+    for index in range(depth, config.num_decoder_layers):
+        layer = params["decoder"][f"layers_{index}"]
+        for part, weight in (("self_attention", "output"), ("cross_attention", "output"), ("feed_forward", "wo")):
+            layer[part][weight] = jnp.zeros_like(layer[part][weight])
 
 
 def forced_depths(depth: int, policy: ExitPolicy, new_tokens: int) -> Int[np.ndarray, " tokens"]:

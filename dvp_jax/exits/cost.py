@@ -122,12 +122,21 @@ def bytes_per_token(
     # A skipped layer reads its weights once for all tokens that wait.
     numbers = exit_layers * (layer + cached) + (policy.last_depth - exit_layers) * skipped / policy.window
 
-    def full_read(num_exact: int) -> float:
-        if not int8_unembedding:
+    def full_read(num_exact: int, int8: bool = int8_unembedding) -> float:
+        if not int8:
             return config.vocab_size * d * itemsize
         rescored = min(num_rescored(num_exact), config.vocab_size) * batch
         return config.vocab_size * d + rescored * d * itemsize
 
     reads = policy.reads(exit_layers)
     kept = reads.kept * float(policy.kept_rows * d * batch * itemsize)
-    return numbers * itemsize + full_read(policy.num_exact) + (reads.full - 1) * full_read(1) + kept
+    # So is the vocabulary for all drafts that wait, without the copy where there are several.
+    drafts = (exit_layers < policy.last_depth) * float(policy.verifies)
+    verified = drafts * full_read(1, int8_unembedding and policy.window == 1) / policy.window
+    return (
+        numbers * itemsize
+        + full_read(policy.num_exact)
+        + (reads.full - 1 - drafts) * full_read(1)
+        + verified
+        + kept
+    )

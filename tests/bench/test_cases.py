@@ -15,9 +15,11 @@ from dvp_jax.bench.cases import (
     forcing_thresholds,
     grid,
     make_benchmark,
+    make_model,
     model_config,
 )
 from dvp_jax.decode.api import decode, encode
+from dvp_jax.t5.config import SHAPES
 from tests.models import both
 
 
@@ -63,6 +65,18 @@ def test_depths_are_all_half_and_a_quarter_of_the_layers_unless_named(shape, exp
     benchmark = make_benchmark(shape, ["dvp", "full"], None, prune_size=64, dtype="float32", **settings)
     assert {case.depth for case in benchmark.cases if case.method == "dvp"} == expected
     assert benchmark.cases[0].method == "full"  # the others are compared with it
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_every_draft_of_random_weights_is_right(monkeypatch):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 1, "num_decoder_layers": 3}
+    monkeypatch.setitem(SHAPES, "tiny", dataclasses.replace(SHAPES["mt5-small"], vocab_size=211, **sizes))
+    (case,) = grid(3, ("lossless",), (2,), prune_size=8, max_waiting=(2,))
+    model, ids = make_model(Benchmark("tiny", (case,))), np.array([[3, 4, 5]])
+    thresholds = forcing_thresholds(np.full(12, case.depth), 3)
+    out = decode(model, encode(model, ids, ids > 0), case.config(3, 12), thresholds)
+    np.testing.assert_array_equal(out.exit_layers, 2)
+    assert not out.drafts.corrected.any()
 
 
 def test_shallow_deep_is_timed_as_it_runs_by_default():

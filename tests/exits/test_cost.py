@@ -9,7 +9,7 @@ from dvp_jax.exits.cost import (
     paper_confidence_flops,
     unembedding_flops,
 )
-from dvp_jax.exits.policy import CALM, DVP, Full, Oracle, ShallowDeep, Static
+from dvp_jax.exits.policy import CALM, DVP, Full, Lossless, Oracle, ShallowDeep, Static
 from dvp_jax.exits.pruning import Decay, Fixed, Mass
 from dvp_jax.t5.config import T5Config
 
@@ -82,6 +82,17 @@ def test_tokens_that_wait_share_the_weights_of_the_layers_that_they_skipped():
     skipped = layers(L, 1) - layers(3, 1, propagated=False)  # whole layers wait
     assert bytes_of(together, 3) == 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * V)
     assert bytes_of(together, L) == 4 * (layers(L, 1) + 2 * D * V)
+
+
+@pytest.mark.parametrize(("int8", "at_p"), [(False, 4 * D * V), (True, D * V + 4 * D * (2 * K + 64))])
+def test_drafts_that_wait_are_verified_by_one_pass_over_the_vocabulary_itself(int8, at_p):
+    draft = DVP(L, "softmax_diff", 2, 2, Fixed(K), "full")
+    together = Lossless(L, "softmax_diff", draft=draft, max_waiting=8)
+    skipped = layers(L, 1) - layers(3, 1, propagated=False)
+    expected = 4 * (layers(3, 1, propagated=False) + skipped / 8 + D * K + D * V / 8) + at_p
+    assert bytes_of(together, 3, int8_unembedding=int8) == expected
+    # A token that is no draft costs what it costs without drafts.
+    assert bytes_of(together, L, int8_unembedding=int8) == bytes_of(draft, L, int8_unembedding=int8)
 
 
 @pytest.mark.parametrize("exit_layer", range(1, L + 1))

@@ -323,7 +323,10 @@ def test_named_shapes_are_the_published_ones(name, d_model, d_ff, d_kv, num_head
     vocab_size = 250112 if is_mt5 else 32128
     expected = {"d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": num_heads, "vocab_size": vocab_size}
     expected |= {"num_layers": num_layers, "num_decoder_layers": num_layers}
-    expected |= {"model_type": "mt5" if is_mt5 else "t5", "feed_forward_proj": "gated-gelu" if is_untied else "relu"}
+    expected |= {
+        "model_type": "mt5" if is_mt5 else "t5",
+        "feed_forward_proj": "gated-gelu" if is_untied else "relu",
+    }
     expected |= dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), not is_untied)
     config = vars(SHAPES[name])
     assert {field: config[field] for field in expected} == expected
