@@ -93,7 +93,10 @@ def _encode(
 
 
 def decode(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Float[Array, "tokens depths"] | None = None
+    model: Model,
+    encoded: Encoded,
+    cfg: DecodeConfig,
+    thresholds: Float[Array | np.ndarray, "tokens depths"] | None = None,
 ) -> Decoded:
     """Decodes encoded sources.
 
@@ -128,7 +131,7 @@ def lower_decode(
 
 
 def decode_arguments(
-    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | None = None
+    model: Model, encoded: Encoded, cfg: DecodeConfig, thresholds: Array | np.ndarray | None = None
 ) -> tuple[DecodeProgram, DecodeInputs]:
     """The arguments of the jitted loop. Args and Raises as `decode`."""
     policy = decode_policy(model, cfg)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -61,10 +62,12 @@ class Settings:
     sampling: Sampling | None  # None: every row takes the likeliest token
     constraints: Constraints | None  # None: any token may stand at any place
 
-    def with_thresholds(self, thresholds: Float[Array, "max_new_tokens num_depths"]) -> Settings:
+    def with_thresholds(self, thresholds: Float[Array | np.ndarray, "max_new_tokens num_depths"]) -> Settings:
         """These thresholds in every row, to force exits."""
         rows = len(self.max_new_tokens)
-        return dataclasses.replace(self, thresholds=jnp.repeat(thresholds[None], rows, axis=0))
+        # By numpy where they are numpy's, as `dvp_jax.decode.api.row_settings` does.
+        repeated: Any = thresholds[None].repeat(rows, axis=0)
+        return dataclasses.replace(self, thresholds=repeated)
 
 
 @struct.dataclass

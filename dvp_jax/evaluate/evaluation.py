@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from dvp_jax.data.task import Example, Task
@@ -16,6 +17,7 @@ from dvp_jax.decode.api import decode, decode_policy, encode
 from dvp_jax.decode.config import METHODS, DecodeConfig, make_config
 from dvp_jax.decode.engine import Engine
 from dvp_jax.decode.text import GeneratedText, source_bucket, to_text, tokenize, unpad_rows
+from dvp_jax.evaluate.confidence_time import replay_config, replay_thresholds
 from dvp_jax.evaluate.results import compare_with_full, finite, result_row
 from dvp_jax.runs.predictions import Line, Predictions
 from dvp_jax.t5.load import Model
@@ -53,6 +55,7 @@ def evaluate(
     *,
     batch_size: int = 1,
     limit: int | None = None,
+    confidence_time: bool = False,
     predictions: Predictions | None = None,
 ) -> tuple[list[dict[str, Any]], list[Line]]:
     """Decodes every example with every method and scores the texts.
@@ -71,17 +74,19 @@ def evaluate(
         methods: settings by name. The speed-up is relative to the one whose method is "full", if there is one.
         batch_size: how many rows are decoded together.
         limit: decode the first `limit` examples only; None for all.
+        confidence_time: whether to decode each text of a method that asks again with nothing asked, to tell how
+            long confidence takes (`dvp_jax.evaluate.confidence_time`). Needs batch_size 1.
         predictions: texts that are not decoded again. Newly decoded texts are added. None starts without any.
 
     Returns:
         Rows of results.json, one for each method, and lines of predictions.jsonl, by method and example.
 
     Raises:
-        ValueError: no methods, batch_size or limit below 1, settings that do not fit the model, bad data, or more
-            processes than batches.
+        ValueError: no methods, batch_size or limit below 1, batch_size above 1 with confidence_time, settings that
+            do not fit the model, bad data, or more processes than batches.
         OSError: a data file is missing, or the processes do not share a folder.
     """
-    _check_arguments(methods, batch_size, limit)
+    _check_arguments(methods, batch_size, limit, confidence_time)
     policies = {name: decode_policy(model, cfg) for name, cfg in methods.items()}
     examples = task.load()[:limit]
     predictions = Predictions() if predictions is None else predictions
@@ -95,8 +100,9 @@ def evaluate(
         if any(predictions.get(task.name, name, batch.index) is None for name in methods)
     ]
     to_decode = predictions.process.part(unfinished)
-    _compile(model, methods, to_decode, batch_size)
-    _decode_batches(model, task.name, methods, to_decode, batch_size, predictions, len(examples))
+    replays = {name: replay_config(model, cfg) if confidence_time else None for name, cfg in methods.items()}
+    _compile(model, methods, replays, to_decode, batch_size)
+    _decode_batches(model, task.name, methods, replays, to_decode, batch_size, predictions, len(examples))
     predictions.gather()
 
     lines = {name: predictions.all(task.name, name, len(batches)) for name in methods}
@@ -141,12 +147,16 @@ def _plan(examples: Sequence[Example], sources: Sequence[list[int]], batch_size:
     ]
 
 
-def _check_arguments(methods: Mapping[str, DecodeConfig], batch_size: int, limit: int | None) -> None:
+def _check_arguments(
+    methods: Mapping[str, DecodeConfig], batch_size: int, limit: int | None, confidence_time: bool
+) -> None:
     if not methods:
         raise ValueError("methods is empty; allowed: at least one")
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; allowed: at least 1")
+    if confidence_time and batch_size > 1:
+        raise ValueError(f"batch_size is {batch_size}; allowed with confidence_time: 1")
 
 
 def _check_parts(batches: Sequence[_Batch], parts: int, task: str, batch_size: int) -> None:
@@ -158,8 +168,16 @@ def _check_parts(batches: Sequence[_Batch], parts: int, task: str, batch_size: i
         )
 
 
+_Replays = Mapping[str, DecodeConfig | None]
+"""For each method, what decodes its texts again with nothing asked, if anything does."""
+
+
 def _compile(
-    model: Model, methods: Mapping[str, DecodeConfig], batches: Sequence[_Batch], batch_size: int
+    model: Model,
+    methods: Mapping[str, DecodeConfig],
+    replays: _Replays,
+    batches: Sequence[_Batch],
+    batch_size: int,
 ) -> None:
     """Decodes a row of each source length bucket with each method, so that every program is compiled."""
     buckets = {source_bucket(len(source)): source for batch in batches for source in batch.sources}
@@ -167,12 +185,15 @@ def _compile(
         for cfg in methods.values():
             for count in {1, min(2, batch_size)}:  # the numbers of rows that an engine encodes together
                 _decode(model, cfg, [source] * count, batch_size)
+        for replay in filter(None, replays.values()):
+            _replay_s(model, replay, source, (), ())
 
 
 def _decode_batches(
     model: Model,
     task: str,
     methods: Mapping[str, DecodeConfig],
+    replays: _Replays,
     batches: Sequence[_Batch],
     batch_size: int,
     predictions: Predictions,
@@ -188,6 +209,9 @@ def _decode_batches(
                     # Each example draws with a seed of its own, whatever the batch size.
                     own = dataclasses.replace(cfg, seed=cfg.seed + batch.start)
                     texts, seconds = _decode(model, own, batch.sources, batch_size)
+                    if replay := replays[name]:
+                        (source,), (text,) = batch.sources, texts
+                        seconds["replay_s"] = _replay_s(model, replay, source, text.tokens, text.exit_layers)
                     lines = [
                         {
                             "id": example.id,
@@ -203,10 +227,23 @@ def _decode_batches(
             bar.update(len(batch.examples))
 
 
+def _replay_s(
+    model: Model, replay: DecodeConfig, source: list[int], tokens: Sequence[int], exit_layers: Sequence[int]
+) -> float:
+    """The seconds that a text takes with nothing asked; of any text, with its first tokens and exits given."""
+    num_layers = model.config.num_decoder_layers
+    thresholds = replay_thresholds(tokens, exit_layers, replay.max_new_tokens, num_layers)
+    return _decode(model, replay, [source], 1, thresholds)[1]["decode_s"]
+
+
 def _decode(
-    model: Model, cfg: DecodeConfig, sources: Sequence[list[int]], batch_size: int
+    model: Model,
+    cfg: DecodeConfig,
+    sources: Sequence[list[int]],
+    batch_size: int,
+    thresholds: Float[np.ndarray, "tokens depths"] | None = None,
 ) -> tuple[list[GeneratedText], dict[str, float]]:
-    """Decodes token ids of prompts.
+    """Decodes token ids of prompts, with a batch size of 1 by thresholds that may be given.
 
     Returns:
         The texts in the order of the prompts, and seconds per text: "decode_s" and "encode_s".
@@ -216,7 +253,7 @@ def _decode(
         (source,) = sources
         encoded = jax.block_until_ready(encode(model, [source], np.ones((1, len(source)))))
         encode_s = time.perf_counter() - begin
-        texts = [to_text(model, jax.tree.map(to_host, decode(model, encoded, cfg)), 0)]
+        texts = [to_text(model, jax.tree.map(to_host, decode(model, encoded, cfg, thresholds)), 0)]
     else:
         engine = Engine(model, cfg, slots=batch_size, max_source_length=max(map(len, sources)))
         texts, encode_s = engine.texts(sources), engine.work["encode_s"]

@@ -89,6 +89,8 @@ def open_experiment(
         value = config.get(name)
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
+    if config.get("confidence_time") and config["batch_size"] > 1:
+        raise ValueError(f"config.batch_size is {config['batch_size']}; allowed with config.confidence_time: 1")
     process = processes.current()
     with lock_workdir(workdir, process.index) as folder:
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
@@ -148,6 +150,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
                 methods,
                 batch_size=config["batch_size"],
                 limit=config["limit"],
+                confidence_time=config.get("confidence_time", False),
                 predictions=predictions,
             )
             rows += task_rows
@@ -333,7 +336,14 @@ def _decode_cell(
     cell: dict[str, Any] = {"rows": [], "traces": [], "predictions": []}
     for task, methods in tasks:
         method = {name: methods[name]}
-        rows, lines = evaluate(model, task, method, batch_size=config["batch_size"], limit=config["limit"])
+        rows, lines = evaluate(
+            model,
+            task,
+            method,
+            batch_size=config["batch_size"],
+            limit=config["limit"],
+            confidence_time=config.get("confidence_time", False),
+        )
         cell["rows"] += rows
         cell["predictions"] += lines
         cell["traces"] += trace_texts(model, task, method, rows, lines, config.get("explore", 0))

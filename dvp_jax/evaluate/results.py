@@ -73,6 +73,7 @@ _OTHER_COLUMNS = frozenset(
         "unembedding_flops_per_token",
         "layer_flops_per_token",
         "ms_per_token",
+        "confidence_ms_per_token",
         "num_tokens",
         "num_not_finite",
         "encoder_ms_per_example",
@@ -127,6 +128,7 @@ def _cost(
     num_corrected = sum(len(line["corrected"]) for line in lines)
     # The prompt length of each token's example, (tokens,).
     lengths = np.repeat(source_lengths, [len(line["tokens"]) for line in lines])
+    confidence_s = [line["decode_s"] - line["replay_s"] for line in lines if "replay_s" in line]
     return {
         "mean_exit_layer": float(exit_layers.mean()),
         "num_layers": config.num_decoder_layers,
@@ -136,6 +138,7 @@ def _cost(
         "unembedding_flops_per_token": float(unembedding_flops(exit_layers, policy, config).mean()),
         "layer_flops_per_token": float(decoder_layer_flops(exit_layers, policy, config, lengths).mean()),
         "ms_per_token": sum(line["decode_s"] for line in lines) * 1e3 / len(exit_layers),
+        "confidence_ms_per_token": sum(confidence_s) * 1e3 / len(exit_layers) if confidence_s else None,
         "num_tokens": len(exit_layers),
         "num_not_finite": sum(None in line["confidences"] for line in lines),
         "encoder_ms_per_example": sum(line["encode_s"] for line in lines) * 1e3 / len(lines),
@@ -203,13 +206,21 @@ def results_table(rows: Sequence[Row]) -> Table:
     """Shows the rows of one task.
 
     Where a method verifies drafts there are two columns more: the layers that ran one after the other per token,
-    and the share of drafts that the full model confirmed. A row with texts whose logits were not finite says so.
+    and the share of drafts that the full model confirmed. Where the time of confidence was asked for there is a
+    column for it. A row with texts whose logits were not finite says so.
     """
     metrics = list(rows[0]["metric"])
     drafts = any(row["drafts_accepted"] is not None for row in rows)
+    timed = any(row.get("confidence_ms_per_token") is not None for row in rows)
     head = ["method", "settings", *metrics, "mean exit", *(["layers in turn", "accepted"] if drafts else [])]
     return Table(
-        [*head, "confidence FLOPs/token", "ms/token", "speed-up"],
+        [
+            *head,
+            "confidence FLOPs/token",
+            *(["confidence ms/token"] if timed else []),
+            "ms/token",
+            "speed-up",
+        ],
         [
             [
                 row["method"],
@@ -218,6 +229,7 @@ def results_table(rows: Sequence[Row]) -> Table:
                 f"{row['mean_exit_layer']:.2f} of {row['num_layers']}",
                 *([f"{row['layers_run_per_token']:.2f}", _percent(row["drafts_accepted"])] if drafts else []),
                 f"{row['confidence_flops_per_token']:.3g}",
+                *([_milliseconds(row["confidence_ms_per_token"])] if timed else []),
                 f"{row['ms_per_token']:.2f}",
                 "" if row["speed_up"] is None else f"{row['speed_up']:.2f}x",
             ]
@@ -229,6 +241,10 @@ def results_table(rows: Sequence[Row]) -> Table:
 def _not_finite(row: Row) -> str:
     count = row.get("num_not_finite", 0)
     return f" (NOT FINITE in {count} of {row['num_examples']} texts)" if count else ""
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _percent(share: float | None) -> str:

@@ -44,6 +44,7 @@ def evaluation(
             "batch_size": 1,
             "limit": config_dict.placeholder(int),
             "mesh": config_dict.placeholder(tuple),  # (data, model): devices to decode on
+            "confidence_time": False,  # whether each text is decoded again with nothing asked, to time confidence
             "explore": 100,  # how many examples of each task report.html shows token by token
         }
     )

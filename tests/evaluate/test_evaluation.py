@@ -1,13 +1,18 @@
 """Evaluation of several methods over a task of a tiny random model."""
 
 import dataclasses
+import itertools
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dvp_jax
+from dvp_jax.decode.api import encode, lower_decode
+from dvp_jax.evaluate import evaluation
+from dvp_jax.evaluate.confidence_time import Replay, replay_config
 from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.reports import report_evaluation
 from dvp_jax.evaluate.results import describe, results_table
@@ -84,6 +89,7 @@ def test_limit_is_the_number_of_examples_at_most(model, limit, left):
         ({"a": FULL}, {"batch_size": 0}, "batch_size is 0"),
         ({"a": FULL}, {"batch_size": -2}, "batch_size is -2"),
         ({"a": FULL}, {"limit": 0}, "limit is 0"),
+        ({"a": FULL}, {"batch_size": 2, "confidence_time": True}, "batch_size is 2; allowed with .*_time: 1"),
         ({"a": dataclasses.replace(EARLY, static_exit_layer=5)}, {}, "static_exit_layer is 5"),
         ({"a": FULL, "b": dvp_jax.DecodeConfig(prune_size=601)}, {}, "prune_size is 601"),
     ],
@@ -123,6 +129,69 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
     for trace in trace_texts(model, task, methods, rows, predictions, 2):
         exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1
         assert np.array(trace["candidates"])[exits].tolist() == trace["pieces"]
+
+
+ASKING = {
+    "calm": {"method": "calm", "threshold": 0.15},
+    "dvp": {"method": "dvp", "threshold": 0.3, "prune_size": 16},
+}
+
+
+def test_the_time_of_confidence_is_beyond_that_of_the_same_exits_with_nothing_asked(model, monkeypatch):
+    decode_once, decoded = evaluation._decode, []
+    knows_nothing = dataclasses.replace(
+        model, params=model.params | {"lm_head": jnp.zeros_like(model.params["lm_head"])}
+    )
+
+    def timed(model, cfg, *arguments):
+        """A method takes 5 s a text, and what decodes its texts again 3 s, without an unembedding to read."""
+        is_replay = isinstance(cfg.method, Replay)
+        texts, _ = decode_once(knows_nothing if is_replay else model, cfg, *arguments)
+        decoded.append((is_replay, [(text.tokens, text.exit_layers) for text in texts]))
+        return texts, {"decode_s": 3.0 if is_replay else 5.0, "encode_s": 0.0}
+
+    monkeypatch.setattr(evaluation, "_decode", timed)
+    methods = make_methods({"full": {"method": "full"}} | ASKING, 5)
+    rows, lines = evaluate(model, Sentences(SENTENCES[:3]), methods, confidence_time=True)
+    replayed = [(before[1], again) for before, (is_replay, again) in itertools.pairwise(decoded) if is_replay][-6:]
+    assert all(before == again for before, again in replayed)
+    assert {depth for texts, _ in replayed for _, exits in texts for depth in exits} == {2, 3, 4}
+    per_token = {row["name"]: row["confidence_ms_per_token"] for row in rows}
+    num_tokens = {name: sum(len(line["tokens"]) for line in lines if line["name"] == name) for name in methods}
+    asked = {name: pytest.approx(3 * 2000 / num_tokens[name]) for name in ("calm", "dvp")}
+    assert per_token == {"full": None, **asked}
+    columns = [[cell.strip() for cell in line.split("|")] for line in results_table(rows).markdown().splitlines()]
+    place = columns[0].index("confidence ms/token")
+    shown = {line[1]: line[place] for line in columns[2:4]}
+    assert shown == {"full": "", "calm": f"{per_token['calm']:.2f}"}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_what_decodes_a_text_again_reads_the_vocabulary_at_the_last_depth_only(model, name):
+    (cfg,) = make_methods({name: {"unembedding": "float", **ASKING[name]}}, 5).values()
+    encoded = encode(model, np.array([[3, 4]]), np.ones((1, 2)))
+
+    def num_products(cfg):  # with all 600 rows, before XLA computes once what `decide` and `prune` both ask for
+        text = lower_decode(model, encoded, cfg)[0].as_text()
+        return len(re.findall(r"dot_general.*-> tensor<(1x600|600x1)xf32>", text))
+
+    assert num_products(cfg) == 3
+    assert num_products(replay_config(model, cfg)) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "full"},
+        {"method": "lossless"},
+        {"method": "shallow_deep"},
+        {"method": "calm", "confidence": "state"},
+        {"method": "calm", "temperature": 0.5},
+        {"method": "dvp", "final_vocab": "pruned"},
+    ],
+)
+def test_where_the_time_of_confidence_cannot_be_told_apart_nothing_is_decoded_again(model, fields):
+    assert replay_config(model, dvp_jax.DecodeConfig(prune_size=16, **fields)) is None
 
 
 def test_settings_are_ordered_full_first_and_unknown_fields_are_named():
