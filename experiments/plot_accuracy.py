@@ -5,8 +5,6 @@ python -m experiments.plot_accuracy --runs=final=runs/final,weighted=runs/weight
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from dvp_jax.report.plots import accuracy_per_depth
@@ -24,11 +22,8 @@ def main() -> None:
     """Draws the plot and prints the accuracies in percent, one line for each run."""
     output = check_output(_OUTPUT.value)
     curves = {}
-    for run in _RUNS.value:
-        name, _, workdir = run.partition("=")
-        if not workdir:
-            raise ValueError(f"runs has {run!r}; allowed: NAME=WORKDIR")
-        lines = [line for line in read_metrics(Path(workdir) / "metrics.jsonl") if line["split"] == "validation"]
+    for name, workdir in launch.named_folders("runs", _RUNS.value).items():
+        lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["split"] == "validation"]
         if not lines:
             raise ValueError(f"{workdir} holds no validation yet")
         curves[name] = lines[-1]["accuracy"]

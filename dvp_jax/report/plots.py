@@ -17,19 +17,25 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def accuracy_per_depth(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+def accuracy_per_depth(
+    curves: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    label: str = "teacher-forced accuracy of the next token, %",
+) -> None:
     """Draws accuracy against depth, one line for each name.
 
     Args:
         curves: for each name, accuracies in [0, 1] at depths 1 to L.
         path: path of the SVG.
+        label: what the accuracies are, in percent.
     """
     figure, axes = _axes()
     for name, accuracies in curves.items():
         axes.plot(
             range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker="o", label=name
         )
-    axes.set(xlabel=_DEPTH, ylabel="teacher-forced accuracy of the next token, %")
+    axes.set(xlabel=_DEPTH, ylabel=label)
     _whole_numbers(axes)
     _save(figure, path)
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -83,6 +83,25 @@ def run(
             return 130
 
     app.run(call_main, flags_parser=_parse)
+
+
+def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
+    """Reads a flag that gives a name to each of several folders.
+
+    Args:
+        flag: its name, for the error.
+        values: NAME=FOLDER.
+
+    Raises:
+        ValueError: a value is anything else, or a name comes twice.
+    """
+    folders: dict[str, Path] = {}
+    for value in values:
+        name, _, folder = value.partition("=")
+        if not name or not folder or name in folders:
+            raise ValueError(f"{flag} has {value!r}; allowed: NAME=FOLDER, each name once")
+        folders[name] = Path(folder)
+    return folders
 
 
 def _parse(argv: list[str]) -> list[str]:

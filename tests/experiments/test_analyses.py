@@ -26,6 +26,7 @@ from tests.launching import (
     run_launcher,
 )
 from tests.reference import confidence_of
+from tests.report.helpers import texts_of
 
 CONFIG = """
 from experiments.configs.common import evaluation
@@ -109,8 +110,13 @@ def launched(peer, tmp_path_factory) -> Callable[..., Outcome]:
     return outcome_of
 
 
-def test_ranks_reports_where_the_final_choice_stood_at_each_depth(peer, launched):
-    out = launched("ranks")
+@pytest.fixture(scope="module")
+def ranked(launched):
+    return launched("ranks")
+
+
+def test_ranks_reports_where_the_final_choice_stood_at_each_depth(peer, ranked):
+    out = ranked
     report = out.data["tasks"]["translation"]
     assert (report["tokens"], report["texts"]) == (len(peer.tokens), 5)
     assert report["sizes"] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 600]
@@ -130,6 +136,25 @@ def test_ranks_reports_where_the_final_choice_stood_at_each_depth(peer, launched
         "report.html",
     ]
     assert f"| {LAYERS} | 100.00 |" in out.run.stdout
+
+
+def test_plot_agreement_draws_how_often_each_depth_has_the_final_choice(peer, ranked, tmp_path):
+    plot = tmp_path / "agreement.svg"
+    run = launch("plot_agreement", f"--runs=before={ranked.workdir},after={ranked.workdir}", f"--output={plot}")
+    shares = [f"{100 * np.mean(peer.ranks[:, index] == 0):.1f}" for index in range(LAYERS)]
+    assert float(shares[0]) < 100.0 == float(shares[-1])
+    assert run.stdout.splitlines()[2:] == [f"| {' | '.join([name, *shares])} |" for name in ("before", "after")]
+    assert {"before", "after", "agreement with the last depth, % of tokens"} <= texts_of(plot)
+
+
+def test_plot_agreement_refuses_a_folder_without_ranks_and_a_task_that_was_not_ranked(ranked, tmp_path):
+    plot = tmp_path / "agreement.svg"
+    for runs, task, *parts in (
+        (f"one={ranked.workdir}", "squad", "task is 'squad'", "ranks.json", "allowed: translation"),
+        (f"one={tmp_path}", "translation", "task is 'translation'", "finished run of experiments.ranks"),
+    ):
+        check_error(launch("plot_agreement", f"--runs={runs}", f"--task={task}", f"--output={plot}"), *parts)
+    assert files_of(tmp_path) == []
 
 
 def test_failures_counts_the_tokens_that_pruning_lost(peer, launched):

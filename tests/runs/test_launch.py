@@ -1,10 +1,12 @@
 """How a launcher starts and ends: its flags, its exit status, and what it says of bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -35,6 +37,13 @@ for main, arguments in [
 sys.argv[1:] = []
 launch.run(lambda: bad(KeyError("a bug")))
 """
+
+
+def test_a_flag_names_folders_and_each_name_stands_for_one():
+    assert launch.named_folders("runs", ["a=x", "b=y=z"]) == {"a": Path("x"), "b": Path("y=z")}
+    for values in (["x"], ["=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(ValueError, match=re.escape(f"runs has '{values[-1]}'; allowed: NAME=FOLDER")):
+            launch.named_folders("runs", values)
 
 
 def test_launchers_show_bad_input_as_one_line_and_bugs_as_a_traceback():
