@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "decay": {**PRUNED, "prune_rule": "decay", "prune_size_min": 2, "confidence": "entropy", "threshold": 0.85},
     "oracle": {**EARLY, "method": "oracle"},
     "shallow_deep": {**EARLY, "method": "shallow_deep", "max_waiting": 3},
-    "lossless": {**PRUNED, "method": "lossless", "max_waiting": 3},
+    "lossless": {**PRUNED, "method": "lossless", "max_waiting": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
 }
 SETTINGS["decay"]["final_vocab"] = "pruned"
 FEW = ("dvp",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -188,7 +189,11 @@ def describe(row: Row) -> str:
         del names["min_exit_layer"]
     words = [f"{name} {row[field]}" for field, name in names.items() if row[field] is not None]
     if row["thresholds_per_depth"] is not None:
-        words.insert(0, "thresholds " + " ".join(f"{value:.3g}" for value in row["thresholds_per_depth"]))
+        values = [f"{value:.4g}" for value in row["thresholds_per_depth"]]
+        last = len(list(itertools.takewhile(lambda value: value == values[-1], reversed(values))))
+        if last > 1:
+            values[-last:] = ["then", values[-1]]
+        words.insert(0, f"thresholds {' '.join(values)}")
     for field in ("prune_rule", "confidence"):
         if row[field] not in (None, getattr(DecodeConfig, field)):
             words.insert(0, row[field])

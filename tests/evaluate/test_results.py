@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 import dvp_jax
 from dvp_jax.evaluate import reports
 from dvp_jax.evaluate.reports import advice, report_sweep
@@ -82,6 +84,18 @@ def test_each_task_has_a_table_under_its_name_and_one_task_needs_no_name():
 def test_a_setting_that_only_a_users_own_policy_has_is_described_by_its_name():
     row = cell("Patient", 90.0, 8.0, threshold=0.9, min_exit_layer=2)
     assert describe({**row, "patience": 3}) == "threshold 0.9, min exit 2, patience 3"
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [
+        ((0.9995, 0.8, 0.8, 0.8), "thresholds 0.9995 then 0.8"),
+        ((0.5, 0.5), "thresholds then 0.5"),
+        ((0.9, 0.8, 0.7), "thresholds 0.9 0.8 0.7"),
+    ],
+)
+def test_thresholds_of_each_depth_are_described_up_to_where_they_stay(thresholds, words):
+    assert describe(cell("calm", 90.0, 2.0, thresholds_per_depth=thresholds)) == words
 
 
 def test_the_advice_is_the_least_work_within_a_point_of_the_full_model():
