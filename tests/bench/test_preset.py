@@ -32,6 +32,7 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_hangs_or_dies_takes_no_row_of_another(
     checkpoint, clock, monkeypatch, tmp_path, capsys
 ):

@@ -95,6 +95,7 @@ def stopped(tmp_path_factory):
     return dict(zip(STOPS, [result.result() for result in results], strict=True))
 
 
+@pytest.mark.slow  # half a minute, of which it waits most
 @pytest.mark.parametrize("case", STOPS, ids=lambda case: "-".join(map(str, case)).replace(" ", "-"))
 def test_the_other_stops_within_a_minute_when_a_process_fails_or_is_killed(stopped, case):
     runs, seconds = stopped[case]
