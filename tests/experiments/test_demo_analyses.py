@@ -15,7 +15,7 @@ from tests.reference import scales
 
 pytestmark = pytest.mark.slow  # a minute: three launchers on the demo
 
-LIMIT, P, K, LAYERS = 4, 2, 64, 8
+LIMIT, P, K, LAYERS = 4, 1, 64, 14
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_a_run_killed_at_any_write_is_never_mixed_with_another(launcher, folder,
     assert renames >= 1
     moments = random.Random(0)
     kills = [{"rename": number} for number in range(1, renames + 1)]
-    kills += [{"seconds": moments.uniform(0.5, 6.0)} for _ in range(3)]
+    kills += [{"seconds": moments.uniform(0.5, 6.0)} for _ in range(20)]
     for number, kill in enumerate(kills):
         workdir = tmp_path / str(number) / "run"
         killed = run(launcher, folder, workdir, False, **kill)

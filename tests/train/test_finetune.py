@@ -257,8 +257,7 @@ def assert_same_training(found: Run, expected: Run) -> None:
         np.testing.assert_allclose(tensors[name], tensor, atol=1e-4, err_msg=name)
 
 
-# tests/t5/test_sharding.py trains on a mesh of 8 devices in every run, and test_processes.py decodes in two processes.
-@pytest.mark.slow
+@pytest.mark.slow  # tests/t5/test_sharding.py trains on a mesh of 8 devices in every run
 def test_two_processes_that_divide_the_model_train_as_one_does(data, trained, tmp_path):
     runs = run_several(data, tmp_path / "run", 2, "--config.mesh=1,2")
     assert [run.status for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
