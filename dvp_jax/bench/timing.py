@@ -220,7 +220,7 @@ def forced_decoder(
     """
     policy = compiled.program.policy
     depths = forced_depths(case.depth, policy, benchmark.new_tokens)
-    int8_unembedding = cfg.reads_int8(policy, jax.default_backend(), benchmark.batch)
+    int8_unembedding = cfg.reads_int8(policy, model.config, jax.default_backend(), benchmark.batch)
     must_read = bytes_per_token(
         depths,
         policy,

@@ -89,7 +89,7 @@ def scaling_benchmarks(
 ) -> list[Benchmark]:
     """A benchmark for each vocabulary. The float unembedding is read, so that methods differ in confidence alone.
 
-    Where "dvp" by itself would read the int8 copy of the unembedding, that is timed too.
+    Where "dvp" by itself would read the int8 copy of the largest unembedding, that is timed too, for all.
 
     Args:
         shape: a key of SHAPES; its weights are random, for any vocabulary.
@@ -113,8 +113,9 @@ def scaling_benchmarks(
             f"vocab_sizes is {list(vocab_sizes)}; allowed: at least one, each at least prune_size, {prune_size}"
         )
     cases = grid(num_layers, METHODS, [depth], prune_size=prune_size, unembedding="float")
-    dvp = DecodeConfig(method="dvp", prune_size=prune_size)
-    if dvp.reads_int8(dvp.policy(num_layers, min(vocab_sizes)), jax.default_backend(), batch):
+    dvp, largest = DecodeConfig(method="dvp", prune_size=prune_size), max(vocab_sizes)
+    config = dataclasses.replace(SHAPES[shape], vocab_size=largest)
+    if dvp.reads_int8(dvp.policy(num_layers, largest), config, jax.default_backend(), batch):
         cases += grid(num_layers, ("dvp",), [depth], prune_size=prune_size, unembedding="int8")
     return [Benchmark(shape, cases, vocab_size=size, batch=batch, **fields) for size in vocab_sizes]
 

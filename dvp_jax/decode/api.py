@@ -142,7 +142,7 @@ def decode_arguments(
         if thresholds.shape != allowed:
             raise ValueError(f"thresholds has shape {thresholds.shape}; allowed: {allowed}")
         settings = settings.with_thresholds(thresholds)
-    reads_int8 = model.mesh is None and cfg.reads_int8(policy, backend(), num_rows)
+    reads_int8 = model.mesh is None and cfg.reads_int8(policy, model.config, backend(), num_rows)
     int8 = model.int8_unembedding if reads_int8 else None
     stacks = model.mesh is None and policy.propagates_state and stacking_pays(backend())
     stacked = model.stacked_keys_values if stacks and policy.first_exit < policy.last_depth else None

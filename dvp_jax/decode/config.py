@@ -14,7 +14,8 @@ from typing import Any
 from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
 from dvp_jax.exits.policy import CALM, DVP, ExitPolicy, Full, Lossless, Oracle, ShallowDeep, Static, check_integer
 from dvp_jax.exits.pruning import RULES, PruningRule
-from dvp_jax.t5.int8 import int8_pays
+from dvp_jax.t5.config import T5Config
+from dvp_jax.t5.int8 import fewest_weights, int8_pays
 
 POLICIES: dict[str, type[ExitPolicy]] = {
     "full": Full,
@@ -285,11 +286,12 @@ class DecodeConfig:
         name = "threshold" if self.thresholds_per_depth is None else "thresholds_per_depth"
         return {name: getattr(self, name), "decay_temperature": self.decay_temperature, **settings}
 
-    def reads_int8(self, policy: ExitPolicy, backend: str, batch: int) -> bool:
+    def reads_int8(self, policy: ExitPolicy, config: T5Config, backend: str, batch: int) -> bool:
         """Whether the full vocabulary is read through an int8 copy of the unembedding.
 
         Args:
             policy: of this config.
+            config: of the model.
             backend: of JAX, such as "cpu".
             batch: rows decoded together.
         """
@@ -297,7 +299,8 @@ class DecodeConfig:
             return self.unembedding == "int8"
         # A draw needs all logits, and a constraint those below the likeliest; the copy knows only these.
         needs_others = self.samples or self.is_constrained
-        return policy.kept_rows > 0 and int8_pays(backend, batch) and not needs_others
+        is_large = config.vocab_size * config.d_model >= fewest_weights(policy.num_exact)
+        return policy.kept_rows > 0 and is_large and int8_pays(backend, batch) and not needs_others
 
 
 def _fill_in(kind: type, values: Mapping[str, Any]) -> Any:

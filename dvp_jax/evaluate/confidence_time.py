@@ -73,7 +73,8 @@ def replay_config(model: Model, cfg: DecodeConfig) -> DecodeConfig | None:
     if not asks or cfg.samples or getattr(policy, "final_vocab", "full") != "full":
         return None
     replay = Replay(policy.num_layers, policy.confidence, replayed=policy)
-    unembedding = "int8" if model.mesh is None and cfg.reads_int8(policy, backend(), 1) else "float"
+    reads_int8 = model.mesh is None and cfg.reads_int8(policy, model.config, backend(), 1)
+    unembedding = "int8" if reads_int8 else "float"
     return dataclasses.replace(cfg, method=replay, unembedding=unembedding)
 
 

@@ -103,6 +103,17 @@ def int8_pays(backend: str, batch: int) -> bool:
     return backend == "cpu" and batch == 1
 
 
+def fewest_weights(num_exact: int) -> int:
+    """How many weights W must have for its copy to pay: scoring rows again takes a time of its own.
+
+    Between the sizes of docs/performance.md at which the copy lost and won, with 64 and with 512 exact logits.
+
+    Args:
+        num_exact: how many of the largest logits must be exact.
+    """
+    return 6_000_000 + 25_000 * num_exact
+
+
 def num_rescored(num_exact: int) -> int:
     """How many rows to rescore so that the `num_exact` largest are nearly always proven (docs/performance.md)."""
     return 2 * num_exact + 64

@@ -130,3 +130,17 @@ def test_a_method_that_exits_early_needs_two_layers(method):
     ):
         cfg.policy(1, 211)
     assert dvp_jax.DecodeConfig(method="full").policy(1, 211).last_depth == 1
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "d_model", "prune_size", "pays"),
+    [
+        (16_384, 128, 64, False), (32_128, 128, 64, False), (32_128, 256, 64, True), (32_128, 768, 64, True),
+        (32_128, 256, 512, False), (64_256, 256, 512, False), (32_128, 768, 512, True),
+    ],
+)  # fmt: skip
+def test_the_int8_copy_is_read_where_it_was_measured_to_pay(vocab_size, d_model, prune_size, pays):
+    cfg = dvp_jax.DecodeConfig(method="dvp", prune_size=prune_size)
+    policy, config = cfg.policy(4, vocab_size), dvp_jax.T5Config(vocab_size=vocab_size, d_model=d_model)
+    assert cfg.reads_int8(policy, config, "cpu", 1) is pays
+    assert not cfg.reads_int8(policy, config, "cpu", 2) and not cfg.reads_int8(policy, config, "gpu", 1)

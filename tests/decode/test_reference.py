@@ -108,7 +108,9 @@ def check_against_reference(data):
     assume(expected.margin > TIE)
     every = data.draw(st.sampled_from([1, 2, 3]))
     ids = np.array([prompt])
-    cfg = dvp_jax.DecodeConfig(**fields, branch_every=every)
+    reads_copy = "prune_rule" in fields and not any(fields.keys() & names for names in CONSTRAINTS)
+    unembedding = data.draw(st.sampled_from(["float", "int8"])) if reads_copy else "float"
+    cfg = dvp_jax.DecodeConfig(**fields, branch_every=every, unembedding=unembedding)
     assert_equal_to_reference(dvp_jax.generate(model, ids, np.ones_like(ids), cfg), 0, expected)
 
 
