@@ -469,7 +469,7 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
                 tensors[name] = tensor
                 size += tensor.nbytes
         if folder is not None:
-            save_file(tensors, folder / f"model{part}.safetensors", metadata={"format": "pt"})
+            _save_tensors(tensors, folder / f"model{part}.safetensors", metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, f"model{part}.safetensors")
     if folder is None:
         return
@@ -477,6 +477,14 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     write_config(folder, config, params)
+
+
+def _save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that whoever may read new files may read; by itself safetensors lets its owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def _group_by_file(leaves: Mapping[str, jax.Array]) -> list[list[str]]:
@@ -504,7 +512,7 @@ META_FILE = "meta_classifier.safetensors"
 
 def write_meta(folder: Path, meta: ExitClassifier) -> None:
     """Writes an exit classifier into a checkpoint folder."""
-    save_file({name: np.asarray(value) for name, value in vars(meta).items()}, folder / META_FILE)
+    _save_tensors({name: np.asarray(value) for name, value in vars(meta).items()}, folder / META_FILE)
 
 
 def read_meta(folder: Path, config: T5Config) -> ExitClassifier:

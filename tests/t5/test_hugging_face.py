@@ -1,5 +1,6 @@
 """Reading and writing checkpoints: formats, round trips, memory, damaged files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import dvp_jax
 from dvp_jax.t5.config import SHAPES, T5Config
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from tests.launching import make_checkpoint
-from tests.models import VARIANTS, random_model, save, state_dict
+from tests.models import VARIANTS, both, random_model, save, state_dict
 
 
 @pytest.fixture
@@ -618,6 +619,15 @@ def test_the_hub_gives_whatever_files_a_tokenizer_has(folder, name, monkeypatch)
 def test_an_unknown_dtype_is_refused(folder):
     with pytest.raises(ValueError, match="dtype is 'float64'; allowed: float32, bfloat16"):
         dvp_jax.load_model(folder, dtype="float64")
+
+
+def test_all_files_of_a_checkpoint_may_be_read_by_the_same_users(tmp_path):
+    model = both("t5", 1)[1]
+    meta = ExitClassifier(np.zeros(model.config.d_model, np.float32), np.zeros((), np.float32))
+    dvp_jax.save_model(tmp_path / "m", dataclasses.replace(model, params={**model.params, "meta": meta}))
+    (tmp_path / "other").touch()
+    modes = {path.name: path.stat().st_mode for path in (*(tmp_path / "m").iterdir(), tmp_path / "other")}
+    assert len(modes) >= 4 and set(modes.values()) == {modes["other"]}
 
 
 def test_a_folder_saved_by_transformers_loads(tmp_path):
