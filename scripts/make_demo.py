@@ -3,7 +3,8 @@
     python scripts/make_demo.py --workdir=runs/make_demo
 
 Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and writes the model
-and the test sets to --output. Takes 66 minutes on two busy CPU cores. With --only_data it stops after the texts;
+and the test sets to --output. The shipped model took 96 minutes on two CPU cores, busy with other work most of the
+time: 3,600 steps by a schedule of as many, then 2,000 by one of 5,600. With --only_data it stops after the texts;
 --resume continues a training that was interrupted.
 """
 
@@ -12,8 +13,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import string
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ and scripts/ are not installed
@@ -21,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments/ and
 import jax
 import jax.numpy as jnp
 from absl import flags
+from transformers import T5Tokenizer
 
+from dvp_jax.data import make_task
 from dvp_jax.runs import launch
 from dvp_jax.runs.files import prepare_workdir, write_whole
 from dvp_jax.t5.load import Model, load_model, save_model
@@ -37,7 +43,7 @@ _RESUME = flags.DEFINE_bool("resume", False, "Continue a training that was inter
 NUM_TEST = 200
 """The number of questions in a test set, and of dialogues."""
 
-SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 40_000, 80_000)}
+SPLITS = {"test": (1, 80, NUM_TEST), "validation": (2, 120, 400), "train": (3, 32_000, 32_000)}
 """Seed, paragraphs and dialogues of each split. The test set is first: others may share no sentence with it."""
 
 
@@ -64,6 +70,29 @@ def write_texts(folder: Path, last: str = "train") -> None:
             return
 
 
+def word_tokenizer(folder: Path, vocab_size: int) -> T5Tokenizer:
+    """Makes a tokenizer whose pieces are the commonest words of the training texts, and letters for other words.
+
+    A tokenizer that `dvp_jax.train.scratch` trains would cut the names, each of which is rare, into syllables.
+    """
+    counts: Counter[str] = Counter()
+    for name, suffix in (("squad", "json"), ("samsum", "csv")):
+        for example in make_task(name, path=str(folder / f"{name}_train.{suffix}")).load():
+            for text in (example.prompt, *example.references):
+                counts.update(text.split())
+    pieces: Counter[str] = Counter()
+    for word, count in counts.items():
+        for piece in re.findall(r"▁?\w+|[^\w▁]", f"▁{word}"):
+            pieces[piece] += count
+    special = ["<pad>", "</s>", "<unk>"]
+    letters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    common = [piece for piece, _ in pieces.most_common() if piece not in letters]
+    common = common[: vocab_size - len(special) - len(letters)]
+    # A text is cut so that the sum of its pieces' scores is the highest.
+    scores = {**dict.fromkeys(special, 0.0), **dict.fromkeys(common, -10.0), **dict.fromkeys(letters, -15.0)}
+    return T5Tokenizer(list(scores.items()), extra_ids=0)
+
+
 def first_questions(squad: dict, count: int) -> dict:
     """Cuts a data set in the format of SQuAD after its first `count` questions."""
     paragraphs = []
@@ -81,6 +110,7 @@ def main() -> None:
     output = prepare_workdir(_OUTPUT.value)
     data = workdir / "data"
     write_texts(data)
+    word_tokenizer(data, finetune_demo.VOCAB_SIZE).save_pretrained(data / "tokenizer")
     if _ONLY_DATA.value:
         return
     trained = load_model(finetune(finetune_demo.get_config(str(data)).to_dict(), workdir, resume=_RESUME.value))

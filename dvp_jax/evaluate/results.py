@@ -189,7 +189,7 @@ def describe(row: Row) -> str:
         del names["min_exit_layer"]
     words = [f"{name} {row[field]}" for field, name in names.items() if row[field] is not None]
     if row["thresholds_per_depth"] is not None:
-        values = [f"{value:.4g}" for value in row["thresholds_per_depth"]]
+        values = [f"{value:g}" for value in row["thresholds_per_depth"]]
         last = len(list(itertools.takewhile(lambda value: value == values[-1], reversed(values))))
         if last > 1:
             values[-last:] = ["then", values[-1]]

@@ -480,7 +480,7 @@ def write_checkpoint(folder: Path | None, config: T5Config, params: Params) -> N
 
 
 def _save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that whoever may read new files may read; by itself safetensors lets its owner alone."""
+    """Writes a safetensors file with the permissions of any new file: safetensors gives its owner some alone."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata)

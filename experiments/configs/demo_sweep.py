@@ -1,7 +1,6 @@
 """Which p, K and threshold? The demo's model and test sets, p in {1, 2, 3} and K in {32, 64, 128}.
 
-This is no table of the paper, which leaves the choice open. Result: K = 32 at p = 2 is enough on both tasks. It
-took 4 minutes on two CPU cores.
+This is no table of the paper, which leaves the choice open.
 
     python -m experiments.sweep --config=experiments/configs/demo_sweep.py --workdir=runs/demo_sweep
 """
