@@ -55,8 +55,8 @@ def test_counts_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
 
 
 def test_the_time_of_confidence_is_refused_for_batches_before_the_model_is_read(tmp_path):
-    config = {"model": "no such model", "batch_size": 16, "limit": None, "confidence_time": True}
-    message = r"^config.batch_size is 16; allowed with config.confidence_time: 1$"
+    config = {"model": "no such model", "batch_size": 2, "limit": None, "confidence_time": True}
+    message = r"^config.batch_size is 2; allowed with config.confidence_time: 1$"
     with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path / "run"):
         pass
     assert files_of(tmp_path) == []
