@@ -6,6 +6,7 @@ Its token ids are in `T5Config`. Some of its other fields have a counterpart in 
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,27 +15,26 @@ from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.exits.policy import check_integer
 from dvp_jax.t5.config import GENERATION_FILE
 
-_OTHERS: dict[str, Any] = {
+_OF_LENGTH = ("max_new_tokens", "min_new_tokens", "max_length", "min_length")
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Fields that change nothing where `do_sample` is false."""
+_SAME_TEXT = re.compile(
+    "transformers_version|_from_model_config|(pad|bos|eos|decoder_start)_token_id|early_stopping|length_penalty|renormalize_logits"
+    "|remove_invalid_values|output_.*|return_dict.*|.*cache.*|.*compile.*|low_memory|prefill_.*|continuous_.*"
+    "|is_assistant|num_assistant_.*|assistant_(confidence|early|look).*|target_lookbehind|prompt_lookup_.*"
+    "|max_matching_.*|use_mtp|speculation_type"
+)
+"""Fields that do not change what transformers generates with one beam: token ids, caches, drafts, what is returned."""
+_NO_EFFECT: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
     "num_return_sequences": 1,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
     "guidance_scale": 1,
-    "penalty_alpha": None,
-    "stop_strings": None,
-    "max_time": None,
+    "typical_p": 1,
 }
-"""Fields that change what transformers generates and have no counterpart, with the value that changes nothing."""
-_OTHERS_OF_SAMPLING: dict[str, Any] = {"typical_p": 1.0, "min_p": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+"""The value with which a field changes nothing. Of others it is null, false, 0 or empty."""
 
 
 def with_generation_config(
@@ -61,7 +61,7 @@ def with_generation_config(
     unused = set() if changed.samples else {"top_k", "top_p"}
     parts = {
         "taken from": {n: v for n, v in changes.items() if n not in unused and v != getattr(cfg, n)},
-        "not supported in": _not_supported(generation, changed.samples),
+        "not supported in": _not_supported(generation, found),
     }
     said = [
         f"{what} {GENERATION_FILE}: {', '.join(f'{name} {value}' for name, value in values.items())}"
@@ -83,6 +83,8 @@ def _found(generation: Mapping[str, Any]) -> dict[str, Any]:
         if length in fields and name not in fields:
             check_integer(length, fields[length], 0, None)
             found[name] = max(fields[length] - 1, 0)
+    if not isinstance(fields.get("do_sample", False), bool):
+        raise ValueError(f"do_sample is {fields['do_sample']!r}; allowed: true, false")
     if fields.get("do_sample"):
         found["temperature"] = fields.get("temperature", 1.0)
         found["top_k"] = fields.get("top_k", 50) or None  # as transformers has it
@@ -90,10 +92,11 @@ def _found(generation: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _not_supported(generation: Mapping[str, Any], samples: bool) -> dict[str, Any]:
-    neutral = {**_OTHERS, **(_OTHERS_OF_SAMPLING if samples else {})}
+def _not_supported(generation: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that change what transformers generates and have no counterpart in `DecodeConfig`."""
+    honoured = {*found, *_OF_LENGTH, "do_sample", *(() if "temperature" in found else _OF_SAMPLING)}
     return {
-        name: generation[name]
-        for name, value in neutral.items()
-        if name in generation and generation[name] not in (None, value, [], {})
+        name: value
+        for name, value in generation.items()
+        if value and value != _NO_EFFECT.get(name) and name not in honoured and not _SAME_TEXT.fullmatch(name)
     }

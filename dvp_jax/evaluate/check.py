@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dvp_jax.decode.api import generate, teacher_forced_logits
+from dvp_jax.decode.api import generate, row_settings, teacher_forced_logits
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.token_loop import Decoded
 from dvp_jax.t5.load import Model
@@ -54,7 +54,7 @@ def check_model(
 
     full = run(method="full")
     checks = [
-        Check("full against a greedy teacher-forced pass", _greedy(model, input_ids, attention_mask, full)),
+        Check("full against a greedy teacher-forced pass", _greedy(model, input_ids, attention_mask, cfg, full)),
         Check("static at the last depth = full", _compare(run(method="static", static_exit_layer=layers), full)),
     ]
     batches = {"full": full}
@@ -102,11 +102,17 @@ def _compare(first: Decoded, second: Decoded, first_row: int = 0, depths: bool =
     return differences
 
 
-def _greedy(model: Model, input_ids: np.ndarray, attention_mask: np.ndarray, full: Decoded) -> list[str]:
+def _greedy(
+    model: Model, input_ids: np.ndarray, attention_mask: np.ndarray, cfg: DecodeConfig, full: Decoded
+) -> list[str]:
     """Describes where a token of `full` is not the likeliest one after its prefix, in a teacher-forced pass."""
     start = np.full((len(full.tokens), 1), model.config.decoder_start_token_id)
     prefix = np.concatenate([start, full.tokens[:, :-1]], axis=1)
     logits = teacher_forced_logits(model, input_ids, attention_mask, prefix)
+    if (constraints := row_settings(cfg, model.config, np.zeros(len(start), int)).constraints) is not None:
+        places = np.broadcast_to(np.arange(prefix.shape[1]), prefix.shape)
+        banned = constraints.banned(model.config, jnp.asarray(full.tokens), jnp.asarray(places))
+        logits = jnp.where(banned.reshape(logits.shape), -jnp.inf, logits)
     best = np.asarray(jnp.argmax(logits, axis=-1))
     differences = []
     for row, length in enumerate(full.lengths):

@@ -10,6 +10,7 @@ import dvp_jax
 from dvp_jax.decode.api import encode
 from dvp_jax.decode.token_loop import decode_tokens
 from dvp_jax.decode.trace import trace
+from dvp_jax.evaluate import check
 from tests.decode import helpers
 from tests.decode.helpers import COMMON, DVP, FULL, LOSSLESS, MODEL, padded, run
 from tests.models import both
@@ -132,7 +133,6 @@ def test_requests_have_constraints_of_their_own_and_nothing_is_compiled_for_them
     ("fields", "message"),
     [
         ({"min_new_tokens": -1}, "min_new_tokens is -1; allowed: an integer of at least 0"),
-        ({"min_new_tokens": 65}, "min_new_tokens is 65; allowed: at most max_new_tokens, 64"),
         ({"no_repeat_ngram_size": 1.5}, "no_repeat_ngram_size is 1.5; allowed: an integer of at least 0"),
         ({"forced_bos_token_id": True}, "forced_bos_token_id is True; allowed: an integer of at least 0"),
         ({"min_new_tokens": 2, "unembedding": "int8"}, "unembedding is 'int8'; allowed with min_new_tokens"),
@@ -146,3 +146,12 @@ def test_bad_constraints_are_refused(fields, message):
 def test_a_first_token_outside_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="forced_bos_token_id is 211; allowed: an integer from 0 to 210"):
         run(ROWS, dataclasses.replace(DVP, forced_bos_token_id=211))
+
+
+def test_the_check_of_a_model_knows_constraints():
+    ids, mask = padded(ROWS[:3])
+    cfg = dataclasses.replace(FULL, **ALL)
+    full = dvp_jax.generate(ending(), ids, mask, cfg)
+    assert check._greedy(ending(), ids, mask.astype(bool), cfg, full) == []
+    free = dvp_jax.generate(ending(), ids, mask, FULL)
+    assert len(check._greedy(ending(), ids, mask.astype(bool), cfg, free)) == 3

@@ -1,6 +1,7 @@
 """What a checkpoint's generation_config.json says, where the user says nothing."""
 
 import dataclasses
+import re
 import warnings
 
 import pytest
@@ -49,6 +50,7 @@ def read(generation, cfg=CONFIG, given=()):
             {"temperature": 0.7, "top_p": 0.9},
             None,
         ),
+        ({"do_sample": True, "top_k": 5, "min_p": 0.0, "top_h": 0.4}, {"temperature": 1.0, "top_k": 5}, None),
         ({"repetition_penalty": 1.2}, {}, ["not supported in generation_config.json: repetition_penalty 1.2"]),
     ],
 )
@@ -72,6 +74,7 @@ def test_what_the_user_gives_stays():
     ("generation", "message"),
     [
         ({"no_repeat_ngram_size": "3"}, "no_repeat_ngram_size is '3'; allowed: an integer of at least 0"),
+        ({"do_sample": "false"}, "do_sample is 'false'; allowed: true, false"),
         ({"max_length": "20"}, "max_length is '20'; allowed: an integer of at least 0"),
         ({"max_length": 1}, "max_new_tokens is 0; allowed: an integer of at least 1"),
         ({"do_sample": True, "top_p": 3}, "top_p is 3; allowed: a number above 0, to 1"),
@@ -80,6 +83,22 @@ def test_what_the_user_gives_stays():
 def test_an_impossible_value_is_refused_by_the_files_name(generation, message):
     with pytest.raises(ValueError, match=f"^generation_config.json: {message}"):
         with_generation_config(CONFIG, generation)
+
+
+def test_every_field_of_transformers_is_honoured_named_or_known_to_change_no_text():
+    """Fields that change what Hugging Face's `generate` gives, as its documentation of GenerationConfig says."""
+    changing = {
+        "num_beams", "num_beam_groups", "diversity_penalty", "num_return_sequences", "repetition_penalty",
+        "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias",
+        "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "exponential_decay_length_penalty",
+        "guidance_scale", "penalty_alpha", "stop_strings", "max_time", "token_healing", "watermarking_config",
+        "force_words_ids", "constraints", "dola_layers", "assistant_ensemble_weight", "min_p", "top_h",
+        "typical_p", "epsilon_cutoff", "eta_cutoff",
+    }  # fmt: skip
+    everything = dict.fromkeys(vars(transformers.GenerationConfig()), 7) | {"do_sample": True, "top_p": 0.5}
+    _, (line,) = read(everything)
+    named = re.findall(r"(\w+) 7", line.partition("not supported")[2])
+    assert set(named) == changing
 
 
 def test_texts_without_a_config_are_as_long_as_hugging_faces():
