@@ -3,9 +3,9 @@
     python scripts/make_demo.py --workdir=runs/make_demo
 
 Draws the texts (scripts/demo_text.py), trains on them (experiments/configs/finetune_demo.py) and writes the model
-and the test sets to --output. The shipped model took 96 minutes on two CPU cores, busy with other work most of the
-time: 3,600 steps by a schedule of as many, then 2,000 by one of 5,600. With --only_data it stops after the texts;
---resume continues a training that was interrupted.
+and the test sets to --output. With --only_data it stops after the texts; --resume continues a training that was
+interrupted. The shipped model was trained in two parts, of 3,600 steps by a schedule of as many and of 2,000 by
+the end of one of 5,600: 96 minutes on two CPU cores that had other work. This script takes 5,600 steps in one.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _SAME_TEXT = re.compile(
     "|is_assistant|num_assistant_.*|assistant_(confidence|early|look).*|target_lookbehind|prompt_lookup_.*"
     "|max_matching_.*|use_mtp|speculation_type"
 )
-"""Fields that do not change what transformers generates with one beam: token ids, caches, drafts, what is returned."""
+"""Fields that do not change a text of one beam: token ids, caches, drafts, what is returned."""
 _NO_EFFECT: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,

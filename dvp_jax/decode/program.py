@@ -55,7 +55,7 @@ class Encoded:
 
 @struct.dataclass
 class Settings:
-    """The settings that each row has for itself. They are data: other values never recompile."""
+    """The settings that each row has for itself. Arrays are data: other values never recompile."""
 
     thresholds: Float[Array, "batch max_new_tokens num_depths"]  # [b, t, l - 1]: after t tokens, at depth l
     max_new_tokens: Int[Array, " batch"]  # at most that of the program

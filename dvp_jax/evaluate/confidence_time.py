@@ -63,14 +63,15 @@ def replay_config(model: Model, cfg: DecodeConfig) -> DecodeConfig | None:
 
     Returns:
         None where the time of confidence cannot be told apart: no depth is asked, the measure is not of logits,
-        skipped layers run later, tokens are drawn, or the last depth reads the kept tokens.
+        skipped layers run later, tokens are drawn or may not stand at some place, or the last depth reads the kept
+        tokens.
 
     Raises:
         ValueError: cfg does not fit the model.
     """
     policy = decode_policy(model, cfg)
     asks = policy.uses_threshold and policy.confidence in LOGIT_MEASURES and policy.loop == "early_exit"
-    if not asks or cfg.samples or getattr(policy, "final_vocab", "full") != "full":
+    if not asks or cfg.samples or cfg.is_constrained or getattr(policy, "final_vocab", "full") != "full":
         return None
     replay = Replay(policy.num_layers, policy.confidence, replayed=policy)
     reads_int8 = model.mesh is None and cfg.reads_int8(policy, model.config, backend(), 1)

@@ -106,7 +106,8 @@ def int8_pays(backend: str, batch: int) -> bool:
 def fewest_weights(num_exact: int) -> int:
     """How many weights W must have for its copy to pay: scoring rows again takes a time of its own.
 
-    Between the sizes of docs/performance.md at which the copy lost and won, with 64 and with 512 exact logits.
+    From the sizes of docs/performance.md at which the copy lost and won, with 64 and with 512 exact logits. With
+    512 it lost clearly and won narrowly at 16 million weights, so it is not read there.
 
     Args:
         num_exact: how many of the largest logits must be exact.

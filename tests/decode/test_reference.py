@@ -136,6 +136,7 @@ def test_published_outputs_are_reproduced(shared, every):
         cfg = dvp_jax.DecodeConfig(
             method=row["method"],
             max_new_tokens=row["max_new_tokens"],
+            unembedding="int8" if row["method"] == "dvp" else "auto",
             **{name: row[name] for name in fields if row.get(name) is not None},
         )
         ids = np.array([row["input_ids"]])
