@@ -57,6 +57,17 @@ def test_the_predecessors_exits_from_19_have_their_measure_exits_and_flops(
     assert [figure.confidence for figure in exits] == ["softmax_diff", "jensen_shannon", "jensen_shannon"]
 
 
+@pytest.mark.parametrize(
+    ("task", "values"),
+    [("squad", [96.07, 96.27, 96.27, 69.90, 38.78]), ("samsum", [16.63, 14.90, 20.02, 3.56, 2.67])],
+)
+def test_the_predecessors_first_exits_have_their_depths(task, values):
+    exits = figures("notebook", checkpoint=PRETRAINED, task=task, method="calm", mean_exit_block=None)
+    assert [(figure.min_exit_layer, figure.value) for figure in exits] == list(
+        zip((20, 15, 6, 3, 2), values, strict=True)
+    )
+
+
 def test_no_figure_stands_beside_other_settings():
     dvp = DecodeConfig(method="dvp", prune_layer=7, min_exit_layer=7, prune_size=842, threshold=0.9)
     assert [figure.value for figure in published_beside(PRETRAINED, "squad", dvp)] == [90.29]
