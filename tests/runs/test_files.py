@@ -174,6 +174,12 @@ def test_a_folder_appears_whole_also_after_a_run_that_was_killed(tmp_path):
     assert files_of(tmp_path) == ["new"] and files_of(tmp_path / "new") == ["config.json"]
 
 
+def test_a_folder_may_be_made_with_the_folders_above_it(tmp_path):
+    with write_folder(tmp_path / "far" / "below" / "new") as partial:
+        (partial / "file").touch()
+    assert files_of(tmp_path / "far" / "below" / "new") == ["file"]
+
+
 def test_a_second_writer_of_a_folder_is_refused_and_one_that_fails_leaves_nothing(tmp_path):
     (tmp_path / "new").mkdir()
     with write_folder(tmp_path / "new") as partial:
