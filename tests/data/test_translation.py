@@ -17,6 +17,20 @@ def test_translation_prompt_names_the_languages(tmp_path):
     assert other[0].prompt == "translate French to Romanian: A dog runs."
 
 
+def test_a_language_whose_words_bleu_would_not_find_needs_a_tokenizer(tmp_path):
+    source, target = (
+        write(tmp_path / "a.en", "A dog runs.\n"),
+        write(tmp_path / "a.th", "สุนัขกำลังวิ่งอยู่ในสวนสาธารณะ\n"),
+    )
+    with raises(
+        ValueError, "target_language is 'Thai', but BLEU does not find the references' words so; allowed: Chinese"
+    ):
+        Translation(source, target, target_language="Thai").load()
+    assert len(Translation(source, target, target_language="Thai", bleu_tokenizer="char").load()) == 1
+    chinese = write(tmp_path / "a.zh", "一只狗在公园里奔跑\n")
+    assert len(Translation(source, chinese, target_language="Chinese").load()) == 1
+
+
 @pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85", "\x1c"])
 def test_a_line_of_parallel_text_ends_only_at_a_newline(tmp_path, character):
     source = write(tmp_path / "a.en", f"one{character}half\ntwo\n")
