@@ -6,7 +6,7 @@ import pytest
 
 from dvp_jax.bench import vocabulary_scaling
 from dvp_jax.bench.cases import Benchmark
-from dvp_jax.bench.vocabulary_scaling import scaling_rows, scaling_table, time_confidence
+from dvp_jax.bench.vocabulary_scaling import scaling_benchmarks, scaling_rows, scaling_table, time_confidence
 from dvp_jax.t5.config import T5Config
 
 CONFIG = T5Config(d_model=10, num_layers=2, num_decoder_layers=6, vocab_size=1000)
@@ -20,6 +20,13 @@ def test_confidence_takes_what_a_method_takes_beyond_static():
     calm, dvp = scaling_rows(TIMED, CONFIG)
     assert (calm["method"], calm["confidence_ms_per_token"], calm["ms_per_token"]) == ("calm", 3.0, 5.0)
     assert (dvp["method"], dvp["confidence_ms_per_token"], dvp["ms_per_token"]) == ("dvp", 0.5, 2.5)
+
+
+@pytest.mark.parametrize(("vocab_sizes", "timed"), [((500, 32_128), True), ((500, 4_000), False)])
+def test_the_copy_is_timed_where_dvp_would_read_that_of_the_largest(vocab_sizes, timed):
+    fields = {"exit_layer": None, "prune_size": 64, "batch": 1}
+    for benchmark in scaling_benchmarks(shape="t5-base", vocab_sizes=vocab_sizes, **fields):
+        assert ("int8" in [case.unembedding for case in benchmark.cases]) is timed
 
 
 def test_a_method_that_reads_an_int8_copy_is_named_so():

@@ -40,6 +40,8 @@ METHODS = {
     "shallow_deep": helpers.SHALLOW,
     "oracle": helpers.ORACLE,
 }
+RARE = ("mass", "decay", "shallow_deep", "oracle")
+"""Methods that run in the slow tests only, to save time."""
 
 ENDS = (13, 138, 75, 195, 157)
 """Tokens that the model likes to repeat, taken as end tokens, so that texts would end early."""
@@ -73,7 +75,7 @@ def test_full_writes_what_hugging_face_writes(name):
     assert texts(dvp_jax.generate(ending(), *padded(ROWS), dataclasses.replace(FULL, **fields))) == expected
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in RARE else n for n in METHODS])
 def test_every_depth_reads_the_tokens_that_are_left(name):
     cfg = dataclasses.replace(METHODS[name], **ALL)
     out, peer = run(ROWS, cfg), both(*MODEL)[0]

@@ -125,7 +125,7 @@ def test_two_processes_write_what_one_writes(folder, alone, tmp_path, monkeypatc
     "mesh",
     [
         pytest.param("1,2", id="of-each"),
-        pytest.param("1,4", id="model-over-both"),
+        pytest.param("1,4", id="model-over-both", marks=pytest.mark.slow),
         pytest.param("2,2", id="rows-over-both", marks=pytest.mark.slow),
     ],
 )
