@@ -32,7 +32,7 @@ from tests.models import both
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
-@settings(max_examples=9)
+@settings(max_examples=5)
 @given(
     rows=prompts,
     cfg=st.sampled_from([CALM, STATE, DVP, MASS, dataclasses.replace(DECAY, final_vocab="full"), SHALLOW]),
