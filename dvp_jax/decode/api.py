@@ -179,12 +179,8 @@ def row_settings(
     sampling = make_sampling(cfg.temperature, cfg.top_k, cfg.top_p, seeds) if compiled.samples else None
     constraints = None
     if compiled.is_constrained:
-        forced = -1 if cfg.forced_bos_token_id is None else cfg.forced_bos_token_id
         constraints = make_constraints(
-            cfg.min_new_tokens if compiled.min_new_tokens else None,
-            compiled.no_repeat_ngram_size,
-            None if compiled.forced_bos_token_id is None else forced,
-            len(seeds),
+            cfg.min_new_tokens, cfg.no_repeat_ngram_size, cfg.forced_bos_token_id, len(seeds)
         )
     return Settings(thresholds, max_new_tokens, sampling, constraints)
 

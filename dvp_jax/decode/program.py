@@ -82,7 +82,12 @@ class DecodeInputs:
     settings: Settings
 
 
-def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = None) -> Heads:
+def full_heads(
+    config: T5Config,
+    params: Params,
+    int8: Int8Unembedding | None = None,
+    banned: Bool[Array, "batch vocab"] | None = None,
+) -> Heads:
     """What reads a hidden state over the full vocabulary, through the decoder's final norm."""
     vocabulary = Vocabulary(
         rows=unembedding(config, params),
@@ -91,6 +96,7 @@ def full_heads(config: T5Config, params: Params, int8: Int8Unembedding | None = 
         int8=int8,
         epsilon=config.layer_norm_epsilon,
         scale=config.logit_scale,
+        banned=banned,
     )
     return Heads(vocabulary, params.get("meta"))
 
@@ -109,14 +115,10 @@ def heads_at(
         text: tokens of each row. At a place those before it count.
         places: 0 is that of the first token.
     """
-    config, settings = program.config, inputs.settings
-    heads = full_heads(config, inputs.params, inputs.int8)
-    if settings.sampling is not None:
-        heads = heads._replace(draws=settings.sampling.draws(places, config.vocab_size))
-    if settings.constraints is not None:
-        banned = settings.constraints.banned(config, text, places)
-        heads = heads._replace(vocabulary=dataclasses.replace(heads.vocabulary, banned=banned))
-    return heads
+    config, constraints, sampling = program.config, inputs.settings.constraints, inputs.settings.sampling
+    banned = None if constraints is None else constraints.banned(config, text, places)
+    heads = full_heads(config, inputs.params, inputs.int8, banned)
+    return heads if sampling is None else heads._replace(draws=sampling.draws(places, config.vocab_size))
 
 
 def heads_of(

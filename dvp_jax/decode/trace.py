@@ -90,10 +90,7 @@ def _trace(
     states_of = nn.apply(partial(_replay, encoded=encoded, tokens=tokens, exit_layers=exit_layers), T5(config))
     states = jnp.stack(states_of({"params": params}), axis=2)  # (batch, tokens, depths + 1, d_model)
     states = states.reshape(tokens.size, -1, config.d_model)
-    banned = None
-    if constraints is not None:
-        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        banned = constraints.banned(config, tokens, places)
+    banned = None if constraints is None else constraints.banned_throughout(config, tokens)
 
     def chunks(rows: Array) -> Array:
         padding = ((0, -len(rows) % _ROWS), *[(0, 0)] * (rows.ndim - 1))
@@ -113,8 +110,7 @@ def _read(
     banned: Bool[Array, "rows vocab"] | None,
 ) -> Trace:
     """What each depth says about each row. A row is one token; its states begin with h_0."""
-    full = full_heads(config, params)
-    heads = full = full._replace(vocabulary=dataclasses.replace(full.vocabulary, banned=banned))
+    heads = full = full_heads(config, params, banned=banned)
     active = jnp.ones(targets.shape, bool)
     decisions, ranks = [], []
     for depth in range(1, config.num_decoder_layers + 1):

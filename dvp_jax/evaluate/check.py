@@ -110,8 +110,7 @@ def _greedy(
     prefix = np.concatenate([start, full.tokens[:, :-1]], axis=1)
     logits = teacher_forced_logits(model, input_ids, attention_mask, prefix)
     if (constraints := row_settings(cfg, model.config, np.zeros(len(start), int)).constraints) is not None:
-        places = np.broadcast_to(np.arange(prefix.shape[1]), prefix.shape)
-        banned = constraints.banned(model.config, jnp.asarray(full.tokens), jnp.asarray(places))
+        banned = constraints.banned_throughout(model.config, jnp.asarray(full.tokens))
         logits = jnp.where(banned.reshape(logits.shape), -jnp.inf, logits)
     best = np.asarray(jnp.argmax(logits, axis=-1))
     differences = []

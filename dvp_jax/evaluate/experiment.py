@@ -144,15 +144,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
         for task, methods in experiment.tasks:
-            task_rows, task_lines = evaluate(
-                model,
-                task,
-                methods,
-                batch_size=config["batch_size"],
-                limit=config["limit"],
-                confidence_time=config.get("confidence_time", False),
-                predictions=predictions,
-            )
+            task_rows, task_lines = evaluate(model, task, methods, predictions=predictions, **_how(config))
             rows += task_rows
             lines += task_lines
             if experiment.process.first or experiment.process.together:
@@ -327,6 +319,11 @@ def _cell_files(experiment: Experiment, names: Sequence[str]) -> dict[str, _Cell
     }
 
 
+def _how(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `evaluate` that a config has."""
+    return {name: config[name] for name in ("batch_size", "limit", "confidence_time") if name in config}
+
+
 def _decode_cell(
     model: Model,
     tasks: Sequence[tuple[Task, Mapping[str, DecodeConfig]]],
@@ -336,14 +333,7 @@ def _decode_cell(
     cell: dict[str, Any] = {"rows": [], "traces": [], "predictions": []}
     for task, methods in tasks:
         method = {name: methods[name]}
-        rows, lines = evaluate(
-            model,
-            task,
-            method,
-            batch_size=config["batch_size"],
-            limit=config["limit"],
-            confidence_time=config.get("confidence_time", False),
-        )
+        rows, lines = evaluate(model, task, method, **_how(config))
         cell["rows"] += rows
         cell["predictions"] += lines
         cell["traces"] += trace_texts(model, task, method, rows, lines, config.get("explore", 0))

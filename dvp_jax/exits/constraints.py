@@ -24,8 +24,8 @@ from dvp_jax.t5.config import T5Config
 class Constraints:
     """What restricts the text of each row."""
 
-    min_new_tokens: Int[Array, " batch"] | None  # no end token before that many others; None: no row has a minimum
-    forced_bos_token_id: Int[Array, " batch"] | None  # the first token; -1: any; None: any in every row
+    min_new_tokens: Int[Array, " batch"]  # no end token before that many others
+    forced_bos_token_id: Int[Array, " batch"]  # the first token; -1: any
     no_repeat_ngram_size: int = struct.field(pytree_node=False)  # no n tokens twice in a row's text; 0: any
 
     def banned(
@@ -41,19 +41,21 @@ class Constraints:
         vocabulary = jnp.arange(config.vocab_size)
 
         def at(row: Constraints, text: Array, place: Array) -> Array:
-            banned = jnp.zeros(vocabulary.shape, bool)
+            banned = config.ends(vocabulary) & (place < row.min_new_tokens)
             if self.no_repeat_ngram_size:
-                text = jnp.concatenate([jnp.array([config.decoder_start_token_id]), text])
-                banned = _repeating(text, place + 1, self.no_repeat_ngram_size, config.vocab_size)
-            if row.min_new_tokens is not None:
-                banned |= config.ends(vocabulary) & (place < row.min_new_tokens)
-            if row.forced_bos_token_id is not None:
-                is_forced = (place == 0) & (row.forced_bos_token_id >= 0)
-                banned = jnp.where(is_forced, vocabulary != row.forced_bos_token_id, banned)
-            return banned
+                written = jnp.concatenate([jnp.array([config.decoder_start_token_id]), text])
+                banned |= _repeating(written, place + 1, self.no_repeat_ngram_size, config.vocab_size)
+            is_forced = (place == 0) & (row.forced_bos_token_id >= 0)
+            return jnp.where(is_forced, vocabulary != row.forced_bos_token_id, banned)
 
         at_places = jax.vmap(jax.vmap(at, in_axes=(None, None, 0)))
         return at_places(self, text, places).reshape(-1, config.vocab_size)
+
+    def banned_throughout(
+        self, config: T5Config, text: Int[Array, "batch length"]
+    ) -> Bool[Array, "batch*length vocab"]:
+        """`banned` at every place of each row's text."""
+        return self.banned(config, text, jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape))
 
 
 def _repeating(
@@ -72,18 +74,16 @@ def _repeating(
 
 
 def make_constraints(
-    min_new_tokens: int | None, no_repeat_ngram_size: int, forced_bos_token_id: int | None, num_rows: int
+    min_new_tokens: int, no_repeat_ngram_size: int, forced_bos_token_id: int | None, num_rows: int
 ) -> Constraints:
     """The same constraints in every row.
 
     Args:
-        min_new_tokens: at least 0, or None where no row has a minimum.
+        min_new_tokens: 0 for no minimum.
         no_repeat_ngram_size: 0 for no restriction.
-        forced_bos_token_id: -1 for any token, or None where no row has a forced one.
+        forced_bos_token_id: None for any token.
         num_rows: how many.
     """
-
-    def rows(value: int | None) -> Any:
-        return None if value is None else np.full(num_rows, value, np.int32)
-
-    return Constraints(rows(min_new_tokens), rows(forced_bos_token_id), no_repeat_ngram_size)
+    least: Any = np.full(num_rows, min_new_tokens, np.int32)
+    forced: Any = np.full(num_rows, -1 if forced_bos_token_id is None else forced_bos_token_id, np.int32)
+    return Constraints(least, forced, no_repeat_ngram_size)
