@@ -15,7 +15,7 @@ from dvp_jax.exits.confidence import HIDDEN_MEASURES, LOGIT_MEASURES
 from dvp_jax.exits.policy import CALM, DVP, ExitPolicy, Full, Lossless, Oracle, ShallowDeep, Static, check_integer
 from dvp_jax.exits.pruning import RULES, PruningRule
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.int8 import fewest_weights, int8_pays
+from dvp_jax.t5.int8 import copy_pays, int8_pays
 
 POLICIES: dict[str, type[ExitPolicy]] = {
     "full": Full,
@@ -296,7 +296,7 @@ class DecodeConfig:
             return self.unembedding == "int8"
         # A draw needs all logits, and a constraint those below the likeliest; the copy knows only these.
         needs_others = self.samples or self.is_constrained
-        is_large = config.vocab_size * config.d_model >= fewest_weights(policy.num_exact)
+        is_large = copy_pays(config.vocab_size, config.d_model, policy.num_exact)
         return policy.kept_rows > 0 and is_large and int8_pays(backend, batch) and not needs_others
 
 

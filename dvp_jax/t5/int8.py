@@ -103,16 +103,18 @@ def int8_pays(backend: str, batch: int) -> bool:
     return backend == "cpu" and batch == 1
 
 
-def fewest_weights(num_exact: int) -> int:
-    """How many weights W must have for its copy to pay: scoring rows again takes a time of its own.
+def copy_pays(vocab_size: int, d_model: int, num_exact: int) -> bool:
+    """Whether W is large enough for its copy to be faster: each row has a cost of its own, and so has rescoring.
 
-    From the sizes of docs/performance.md at which the copy lost and won, with 64 and with 512 exact logits. With
-    512 it lost clearly and won narrowly at 16 million weights, so it is not read there.
+    It separates the sizes of docs/performance.md at which the copy lost from those at which it won. A smaller W is
+    read itself.
 
     Args:
+        vocab_size: V, the rows of W.
+        d_model: their length.
         num_exact: how many of the largest logits must be exact.
     """
-    return 6_000_000 + 25_000 * num_exact
+    return vocab_size * d_model >= 8_000_000 and vocab_size * (d_model - 128) >= 18_000 * num_exact
 
 
 def num_rescored(num_exact: int) -> int:

@@ -2,7 +2,7 @@
 
 This is no table of the paper. Result: in docs/performance.md and docs/results.md.
 
-    python -m experiments.evaluate --config=experiments/configs/multi30k_unembedding.py --workdir=runs/unembedding \
+    python -m experiments.evaluate --config=experiments/configs/multi30k_unembedding.py --workdir=runs/forms \
         --config.model=CHECKPOINT --config.tasks.translation.source_path=test_2016_flickr.en \
         --config.tasks.translation.target_path=test_2016_flickr.de --config.limit=150 --config.confidence_time=True
 """
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """The config."""
     config = multi30k.get_config()
     for name in ("dvp_64", "dvp_512"):
-        dvp = config.methods.pop(name)
         for form in ("float", "int8"):
-            config.methods[f"{name}_{form}"] = {**dvp, "unembedding": form}
+            config.methods[f"{name}_{form}"] = {**config.methods[name], "unembedding": form}
+        del config.methods[name]
     return config
