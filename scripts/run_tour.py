@@ -2,8 +2,8 @@
 
     python scripts/run_tour.py
 
-The notebook may read nothing but the installed package, so it runs in an empty folder. It took 85 seconds on two CPU
-cores.
+The notebook may read nothing but the installed package, so it runs in an empty folder. It took 85 seconds on two
+CPU cores.
 """
 
 from __future__ import annotations
