@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 
 MAX_TEXTS = 50_000
-"""A tokenizer is trained on at most so many texts. More take minutes and change little."""
+"""A tokenizer is trained on at most so many texts. More take minutes and change little.
+
+They are drawn at random: of prompts and references in turn, every second text would be of one language.
+"""
 
 _DIGIT_AND_MARK = re.compile(r"(?<=\d)(?=[^\w\s])|(?<=[^\w\s])(?=\d)")
 _APART = "\ue000"
@@ -55,7 +59,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     """Trains a tokenizer as T5 has, a unigram model of SentencePiece. The same texts give the same tokenizer.
 
     Args:
-        texts: sentences or paragraphs. Of more than MAX_TEXTS, evenly spaced ones are used.
+        texts: sentences or paragraphs. Of more than MAX_TEXTS, so many are drawn.
         vocab_size: the number of pieces, including padding (id 0), end (1) and unknown (2).
 
     Raises:
@@ -63,15 +67,15 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     """
     if not texts:
         raise ValueError("texts is empty; allowed: at least one")
+    if len(texts) > MAX_TEXTS:
+        texts = random.Random(0).sample(texts, MAX_TEXTS)
     import sentencepiece
     from transformers import T5Tokenizer
 
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(
-                _DIGIT_AND_MARK.sub(_APART, text) for text in texts[:: -(-len(texts) // MAX_TEXTS)]
-            ),
+            sentence_iterator=(_DIGIT_AND_MARK.sub(_APART, text) for text in texts),
             pretokenization_delimiter=_APART,
             model_writer=model,
             model_type="unigram",

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 import dvp_jax
 from dvp_jax.runs.files import lock_workdir
 from dvp_jax.t5.hugging_face import parameter_shapes
+from dvp_jax.train import scratch
 from dvp_jax.train.finetune import finetune
 from dvp_jax.train.scratch import new_model, train_tokenizer
 from scripts.demo_text import squad_json
@@ -514,6 +515,13 @@ def test_the_same_texts_train_the_same_tokenizer(tokenizer):
     other = train_tokenizer([text.upper() for text in TEXTS], 30)
     assert again.get_vocab() == tokenizer.get_vocab() != other.get_vocab()
     assert [again(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def test_a_tokenizer_of_many_texts_knows_both_languages_of_pairs(monkeypatch):
+    monkeypatch.setattr(scratch, "MAX_TEXTS", len(TEXTS))  # of twice as many, prompts and references in turn
+    pairs = [(text, text.replace("is in", "wohnt hübsch in")) for text in TEXTS]
+    tokenizer = train_tokenizer([text for pair in pairs for text in pair], 31)
+    assert all(2 not in tokenizer(text)["input_ids"] for pair in pairs for text in pair)
 
 
 @pytest.mark.parametrize("vocab_size", [5000, 4])
