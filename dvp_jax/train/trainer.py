@@ -53,7 +53,7 @@ class TrainConfig:
         warmup_steps: the number of steps of linear warm-up. A shorter run ends during the warm-up.
         weight_decay: the weight decay of AdamW.
         clip_norm: the largest norm of the gradient; None for no bound.
-        dtype: the dtype of matrix products. Parameters and their updates are float32.
+        dtype: the dtype of matrix products, forward and backward. Parameters and their updates are float32.
         seed: decides the order of the examples and the dropout.
         log_every: the number of steps between two lines of training loss.
         checkpoint_every: the number of steps between two checkpoints. Each is validated.

@@ -26,7 +26,14 @@ from dvp_jax.t5.layers import Dropout
 from dvp_jax.train import trainer
 from dvp_jax.train.batches import Batch, shift_right
 from dvp_jax.train.optimizer import make_optimizer, make_schedule
-from dvp_jax.train.trainer import StepMetrics, TrainConfig, TrainState, make_train_config, train_step
+from dvp_jax.train.trainer import (
+    StepMetrics,
+    TrainConfig,
+    TrainState,
+    depth_sums,
+    make_train_config,
+    train_step,
+)
 from tests.models import both
 from tests.train.helpers import (
     CONFIG,
@@ -210,6 +217,29 @@ def test_bfloat16_is_for_products_only():
     assert float(metrics.loss) != pytest.approx(float(exact.loss), rel=1e-6)
     for path, array in flat((state.params, state.optimizer)).items():
         assert array.dtype in (np.float32, np.int32), path
+
+
+def operands_of_products(jaxpr):
+    """The dtypes of the operands of every product, with those of inner jaxprs."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield {operand.aval.dtype.name for operand in equation.invars}
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from operands_of_products(inner)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_the_gradient_have_the_dtype_of_those_of_the_loss(dtype):
+    _, model = both("t5", dropout_rate=0.0, **HF_SHAPE)
+    params = jax.tree.map(lambda x: x.astype(dtype), model.params)
+    sums = functools.partial(depth_sums, model.config, batch=random_batch(vocab_size=60), depths=(1, 2))
+    loss = jax.make_jaxpr(lambda params: jnp.sum(sums(params).loss))(params)
+    gradient = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(sums(params).loss)))(params)
+    forward, both_ways = (list(operands_of_products(x.jaxpr)) for x in (loss, gradient))
+    assert len(both_ways) >= 3 * len(forward) > 0
+    assert all(operands == {dtype} for operands in both_ways)
 
 
 # Dropout
