@@ -113,11 +113,13 @@ def select(
 
     Args:
         config: a sweep config, as `experiments/configs/common.py` makes it. Its examples are the calibration
-        examples. workdir: the folder for results. It is made if it is missing. promise: the promise to keep.
-        guarantee: whether to test the promise. task: name of one of the config's tasks; None if there is one
-        task only. check: a config whose task of the same name has other examples. The loss of the selected
-        setting is measured
-            on them too. They are decoded into the folder "check" under workdir.
+            examples.
+        workdir: the folder for results. It is made if it is missing.
+        promise: the promise to keep.
+        guarantee: whether to test the promise.
+        task: name of one of the config's tasks; None if there is one task only.
+        check: a config whose task of the same name has other examples. The loss of the selected setting is
+            measured on them too. They are decoded into the folder "check" under workdir.
         output: path of the JSON file for the result; None for workdir/selected.json.
 
     Returns:

@@ -19,6 +19,11 @@ def test_lengths_are_the_published_ones_unless_given(name, source, new):
     assert (task.name, task.max_source_length, task.max_new_tokens) == (name, 9, 5)
 
 
+def test_texts_of_any_kind_have_the_longest_source_of_the_others():
+    task = make_task("text_to_text", path="p")
+    assert (task.max_source_length, task.max_new_tokens) == (512, 128)
+
+
 def test_make_task_passes_its_fields_on():
     assert make_task("samsum", split="test", dataset="x/y") == Samsum(split="test", dataset="x/y")
     assert make_task("squad", path="p") == Squad("p")

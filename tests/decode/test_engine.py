@@ -137,6 +137,11 @@ def test_a_bad_request_gets_its_own_error_and_the_others_go_on(bad, message):
     assert_alone(last.output, [6], CALM)
 
 
+def test_a_request_may_hold_the_first_and_the_last_id():
+    (result,) = Engine(MODEL_OF, CALM, slots=2).run([[0, 210, 5]])
+    assert_alone(result.output, [0, 210, 5], CALM)
+
+
 @pytest.mark.parametrize("array", [np.array, jnp.array, torch.tensor, tuple], ids=lambda array: array.__name__)
 def test_ids_may_be_an_array_of_any_library(array):
     (result,) = Engine(MODEL_OF, CALM, slots=2).run([array([5, 6])])
