@@ -122,6 +122,10 @@ def test_text_that_names_no_depths_is_refused(text):
         parse_exit_depths(text)
 
 
+def test_a_threshold_need_not_decay():
+    assert dvp_jax.DecodeConfig(decay_temperature=0.0).decay_temperature == 0.0
+
+
 @pytest.mark.parametrize("method", ["calm", "dvp", "lossless", "shallow_deep", "oracle"])
 def test_a_method_that_exits_early_needs_two_layers(method):
     cfg = dvp_jax.DecodeConfig(method=method, min_exit_layer=1, prune_layer=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +71,18 @@ def test_training_beats_the_majority_and_leaves_the_model_alone(trained):
     assert np.mean(result["accuracy"]) > pooled + 0.02, result
     for name in model.params:
         assert with_meta.params[name] is model.params[name]
+
+
+def test_padding_teaches_the_classifier_nothing():
+    _, model = both("t5")
+    batch = masked_batch(model.config.vocab_size)
+    other = batch.replace(targets=jnp.where(batch.target_mask, batch.targets, 5))
+    metas = [
+        train_meta(model, types.SimpleNamespace(at=lambda step, each=each: each), steps=3).params["meta"]
+        for each in (batch, other)
+    ]
+    np.testing.assert_array_equal(metas[0].weight, metas[1].weight)
+    assert np.any(metas[0].weight != 0)
 
 
 @pytest.mark.parametrize("format", ["huggingface", "orbax"])
