@@ -17,6 +17,7 @@ from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.reports import report_evaluation
 from dvp_jax.evaluate.results import describe, results_table
 from dvp_jax.evaluate.traces import trace_texts
+from tests.analysis.helpers import depth_logits, ranks
 from tests.launching import SENTENCES, Sentences
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -51,6 +52,7 @@ def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
     ]
     full = [checkpoint.decode(s, method="full", max_new_tokens=5).tokens for s in SENTENCES[:4]]
     assert [p["tokens"] for p in predictions] == early + full
+    assert all(p["decode_s"] > 0.0 and p["encode_s"] > 0.0 for p in predictions)
     texts = [[checkpoint.text(tokens) for tokens in of_method] for of_method in (early, full)]
     assert task.scored == [(texts[0], task.examples), (texts[1], task.examples)]
     assert [row["metric"] for row in rows] == [{"asked": 1.0}, {"asked": 2.0}]
@@ -129,6 +131,17 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
     for trace in trace_texts(model, task, methods, rows, predictions, 2):
         exits = range(len(trace["pieces"])), np.array(trace["exit_layers"]) - 1
         assert np.array(trace["candidates"])[exits].tolist() == trace["pieces"]
+
+
+def test_the_explorer_has_the_rank_of_each_token_at_the_depth_that_pruned(model, checkpoint):
+    task, methods = Sentences(SENTENCES[:2]), {"dvp": dvp_jax.DecodeConfig(threshold=1.0, max_new_tokens=5)}
+    rows, predictions = evaluate(model, task, methods)
+    for trace, sentence, line in zip(
+        trace_texts(model, task, methods, rows, predictions, 2), SENTENCES, predictions, strict=False
+    ):
+        logits = depth_logits(checkpoint.peer, checkpoint.ids(sentence), line["tokens"])
+        expected = ranks(logits, line["tokens"])
+        assert trace["ranks"] == expected[:, 1].tolist() != expected[:, 0].tolist()
 
 
 ASKING = {

@@ -63,6 +63,13 @@ def test_rows_closer_than_the_copy_tells_apart_are_not_proven():
         assert (quantize_unembedding(weight).rescore(states, weight, 1).proven == proven).all()
 
 
+def test_only_as_many_rows_are_proven_as_were_asked_for():
+    weight, states = weight_and_states(0, "all rows nearly equal")
+    weight[0] = 2.0 * states[0]  # far the largest for the first state; the second largest cannot be told
+    for num_exact, proven in ((1, True), (2, False)):
+        assert quantize_unembedding(weight).rescore(states[:1], weight, num_exact).proven == proven
+
+
 @pytest.mark.parametrize("fractions", [(0.05, 0.2), (0.3, 0.45), (0.4, 0.2), (0.8, 0.7)])
 def test_a_row_that_float32_sums_too_low_is_not_proven_to_be_no_candidate(fractions):
     """One row has the largest logit, in float64, but its long sum of equal terms is rounded down at each addition,

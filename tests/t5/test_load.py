@@ -17,7 +17,7 @@ from dvp_jax.decode.api import encode, lower_decode
 from dvp_jax.t5.load import load_tokenizer
 from dvp_jax.train import meta, trainer
 from dvp_jax.train.batches import Batch
-from tests.models import random_model, save
+from tests.models import both, random_model, save
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -193,3 +193,9 @@ def test_a_tokenizer_json_without_byte_fallback_stays_as_it_is(sentencepiece_mod
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
     tokenizer = load_tokenizer(tmp_path / "saved")
     assert tokenizer("a ☃")["input_ids"][-2] == tokenizer.unk_token_id
+
+
+def test_the_fingerprint_is_of_the_weights():
+    models = [both("t5", seed=seed)[1] for seed in (0, 0, 1)]
+    one, same, other = (model.fingerprint for model in models)
+    assert one == same != other

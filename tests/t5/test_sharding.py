@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import dvp_jax
 from dvp_jax.bench.collectives import least, most, per_token
 from dvp_jax.runs import processes
-from dvp_jax.t5.sharding import make_mesh
+from dvp_jax.t5.sharding import make_mesh, round_up_rows
 from dvp_jax.train.trainer import TrainConfig, check_batch
 from tests.launching import start
 from tests.models import random_model, save
@@ -251,3 +251,7 @@ def test_each_of_two_processes_holds_its_half_and_a_tensor_or_a_file_of_the_mode
         for name, tensor in load_file(file).items():
             np.testing.assert_array_equal(tensor, tensors.pop(name), err_msg=name)
     assert not tensors
+
+
+def test_without_a_mesh_no_row_is_added():
+    assert [round_up_rows(None, rows) for rows in (1, 3)] == [1, 3]
