@@ -51,6 +51,17 @@ def read(generation, cfg=CONFIG, given=()):
             None,
         ),
         ({"do_sample": True, "top_k": 5, "min_p": 0.0, "top_h": 0.4}, {"temperature": 1.0, "top_k": 5}, None),
+        (  # the values with which these change nothing (GenerationConfig's docstring)
+            {"do_sample": True, "top_k": 5, "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1}
+            | {
+                "repetition_penalty": 1.0,
+                "encoder_repetition_penalty": 1.0,
+                "guidance_scale": 1.0,
+                "typical_p": 1.0,
+            },
+            {"temperature": 1.0, "top_k": 5},
+            ["taken from generation_config.json: temperature 1.0, top_k 5"],
+        ),
         ({"repetition_penalty": 1.2}, {}, ["not supported in generation_config.json: repetition_penalty 1.2"]),
     ],
 )

@@ -52,7 +52,6 @@ def test_evaluate_keeps_the_order_of_methods_and_of_examples(model, checkpoint):
     ]
     full = [checkpoint.decode(s, method="full", max_new_tokens=5).tokens for s in SENTENCES[:4]]
     assert [p["tokens"] for p in predictions] == early + full
-    assert all(p["decode_s"] > 0.0 and p["encode_s"] > 0.0 for p in predictions)
     texts = [[checkpoint.text(tokens) for tokens in of_method] for of_method in (early, full)]
     assert task.scored == [(texts[0], task.examples), (texts[1], task.examples)]
     assert [row["metric"] for row in rows] == [{"asked": 1.0}, {"asked": 2.0}]
@@ -121,6 +120,7 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
     for prediction, sentence in zip(predictions, len(RULES) * SENTENCES[:2], strict=True):
         expected = checkpoint.decode(sentence, max_new_tokens=5, **RULES[prediction["name"]])
         assert (prediction["tokens"], prediction["exit_layers"]) == (expected.tokens, expected.exit_layers)
+    assert all(p["decode_s"] > 0.0 and p["encode_s"] > 0.0 for p in predictions)
     assert {row["name"]: describe(row) for row in rows} == {
         "oracle": "min exit 1, states full",
         "state": "state, threshold 0.8, min exit 2",
