@@ -73,6 +73,7 @@ def run_until_interrupted() -> None:
     def main() -> None:
         warnings.warn("few examples", stacklevel=1)
         print(os.fsdecode(b"/data/\xff"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         signal.raise_signal(signal.SIGINT)
 
     flags.DEFINE_string("workdir", None, "The folder.")
