@@ -13,7 +13,6 @@ itself: of two rescored logits that differ by less, either may be the larger, as
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int8
 
-from dvp_jax.t5.layers import linear
+from dvp_jax.t5.layers import linear, product
 from dvp_jax.t5.top_k import top_k
 
 _BLOCK = (2, 512)
@@ -126,7 +125,6 @@ def rows_logits(
     x: Float[Array, "batch d_model"], rows: Float[Array, "batch kept d_model"]
 ) -> Float[Array, "batch kept"]:
     """The logits of each batch row's own rows of W, multiplied in their dtype, accumulated in float32."""
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     if len(x) == 1:  # else XLA on CPU makes a loop of it, several times as slow for many rows
         return product("bd,kd->bk", x.astype(rows.dtype), rows[0])
     return product("bd,bkd->bk", x.astype(rows.dtype), rows)

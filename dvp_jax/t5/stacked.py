@@ -8,7 +8,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from dvp_jax.t5.config import T5Config
-from dvp_jax.t5.layers import rms_norm
+from dvp_jax.t5.layers import product, rms_norm
 from dvp_jax.t5.model import Params
 
 
@@ -37,9 +37,8 @@ class StackedKeysValues:
         # The norms of the layers differ in their scales only.
         normed = jax.vmap(lambda scale: rms_norm(hidden, scale, config.layer_norm_epsilon))(scales)
         scaled = normed.scaled.astype(weights.dtype)  # (left, batch, d_model)
-        product = jnp.einsum("lbd,lkid->lkbi", scaled, weights, preferred_element_type=jnp.float32)
-        rows = (product * normed.factor[:, None]).astype(weights.dtype)  # (left, 2, batch, inner)
-        return rows.reshape(*rows.shape[:3], config.num_heads, 1, config.d_kv)
+        rows = product("lbd,lkid->lkbi", scaled, weights) * normed.factor[:, None]  # (left, 2, batch, inner)
+        return rows.astype(weights.dtype).reshape(*rows.shape[:3], config.num_heads, 1, config.d_kv)
 
 
 @jax.jit

@@ -136,9 +136,8 @@ def test_every_rule_is_evaluated_traced_and_described(model, checkpoint):
 def test_the_explorer_has_the_rank_of_each_token_at_the_depth_that_pruned(model, checkpoint):
     task, methods = Sentences(SENTENCES[:2]), {"dvp": dvp_jax.DecodeConfig(threshold=1.0, max_new_tokens=5)}
     rows, predictions = evaluate(model, task, methods)
-    for trace, sentence, line in zip(
-        trace_texts(model, task, methods, rows, predictions, 2), SENTENCES, predictions, strict=False
-    ):
+    traces = trace_texts(model, task, methods, rows, predictions, 2)
+    for trace, sentence, line in zip(traces, SENTENCES[:2], predictions, strict=True):
         logits = depth_logits(checkpoint.peer, checkpoint.ids(sentence), line["tokens"])
         expected = ranks(logits, line["tokens"])
         assert trace["ranks"] == expected[:, 1].tolist() != expected[:, 0].tolist()

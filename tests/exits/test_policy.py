@@ -10,16 +10,8 @@ from dvp_jax.decode.program import full_heads
 from dvp_jax.exits.policy import LayerOutput
 from dvp_jax.t5.exit_classifier import ExitClassifier
 from tests.decode.helpers import CALM, MODEL
+from tests.exits.helpers import nested
 from tests.models import both
-
-
-def nested(jaxpr):
-    """The jaxprs inside one's equations."""
-    for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield equation, inner
 
 
 def computes(jaxpr, size):

@@ -34,6 +34,7 @@ from dvp_jax.train.trainer import (
     make_train_config,
     train_step,
 )
+from tests.exits.helpers import nested
 from tests.models import both
 from tests.train.helpers import (
     CONFIG,
@@ -224,10 +225,8 @@ def operands_of_products(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield {operand.aval.dtype.name for operand in equation.invars}
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from operands_of_products(inner)
+    for _, inner in nested(jaxpr):
+        yield from operands_of_products(inner)
 
 
 def test_bfloat16_is_for_the_products_of_the_gradient_too():
