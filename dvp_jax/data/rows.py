@@ -5,6 +5,7 @@ A data file is read by Python's own csv and json modules, each time anew. Nothin
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from dvp_jax.decode.text import check_text
 
-ENDINGS = (".csv", ".tsv", ".json", ".jsonl")
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _QUOTED = re.compile(r'"(?:[^"]|"")*+"(?=[,\r\n])')  # a whole field of CSV
 
 
@@ -61,7 +62,7 @@ class Row(NamedTuple):
 
 
 def read_text(path: str | Path) -> str:
-    """Reads a UTF-8 text file; a byte order mark is skipped.
+    """Reads a UTF-8 text file; a byte order mark is skipped. If no line ends in a newline, "\\r" ends them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,7 +82,7 @@ def read_text(path: str | Path) -> str:
     if (start := data.find(b"\0")) >= 0:  # UTF-16, or no text at all
         line = data.count(b"\n", 0, start) + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text: a byte is 0")
-    return text
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -110,8 +111,8 @@ def read_rows(
         path: a file that ends in one of `ENDINGS`. CSV and TSV have their columns' names in the first line. CSV
             is quoted by ", TSV has no quotes. JSON is a list of objects, or an object a line as in JSONL. None to
             read the data set.
-        dataset: hub id, or a folder. A file SPLIT.csv, SPLIT.tsv, SPLIT.json or SPLIT.jsonl of a folder is read as
-            `path` is. Other folders are read by `datasets`.
+        dataset: hub id, or a folder. The split of a folder is the file SPLIT.csv, SPLIT.tsv and so on, or else the
+            files that `datasets` takes for it. It also reads them, unless they are CSV, TSV or JSON.
         split: name of the split.
         subset: name of the configuration, for a data set that has several.
 
@@ -122,10 +123,11 @@ def read_rows(
         FileNotFoundError: the file or the data set does not exist or cannot be reached.
         ValueError: the file is malformed, or there are no rows.
     """
-    if path is None:
-        in_folder = [Path(str(dataset), split + ending) for ending in ENDINGS]
-        path = next((str(file) for file in in_folder if file.is_file()), None) if subset is None else None
-    rows = _hub_rows(str(dataset), split, subset) if path is None else list(_file_rows(path, columns))
+    files = [path] if path is not None else _text_files(str(dataset), split, subset)
+    if files:
+        rows = [row for file in files for row in _file_rows(file, columns)]
+    else:
+        rows = _hub_rows(str(dataset), split, subset)
     if not rows:
         raise ValueError(f"{path or dataset} holds no rows")
     return rows
@@ -207,19 +209,44 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return cells
 
 
+def _text_files(dataset: str, split: str, subset: str | None) -> list[str]:
+    """The files of a split of a folder; none if they are not text, or `dataset` is no folder."""
+    if not Path(dataset).is_dir():
+        return []
+    in_folder = [Path(dataset, split + ending) for ending in ENDINGS]
+    if subset is None and (file := next(filter(Path.is_file, in_folder), None)):
+        return [str(file)]
+    import datasets
+
+    with _reading(dataset) as options:
+        builder = datasets.load_dataset_builder(dataset, subset, **options)
+    if builder.name not in ("csv", "json"):  # these would guess what a cell is
+        return []
+    files = builder.config.data_files
+    if split not in files:
+        raise ValueError(f"split is {split!r}; allowed in the folder {dataset}: {', '.join(map(str, files))}")
+    return list(files[split])
+
+
 def _hub_rows(dataset: str, split: str, subset: str | None) -> list[Row]:
     import datasets
 
+    with _reading(dataset) as options:
+        rows = list(datasets.load_dataset(dataset, subset, split=split, **options))
+    return [Row(f"data set {dataset}, row {index}", row) for index, row in enumerate(rows, start=1)]
+
+
+@contextlib.contextmanager
+def _reading(dataset: str) -> Iterator[dict[str, Any]]:
+    """Yields options for `datasets`, whose errors become one line."""
     # A folder's files are read anew: the cache would not notice a new file with the time of the old one.
     with tempfile.TemporaryDirectory() as empty_cache:
-        options = {"cache_dir": empty_cache} if Path(dataset).is_dir() else {}
         try:
-            rows = list(datasets.load_dataset(dataset, subset, split=split, **options))
+            yield {"cache_dir": empty_cache} if Path(dataset).is_dir() else {}
         except OSError as error:
             raise FileNotFoundError(f"data set {dataset} cannot be loaded: {_one_line(error)}") from None
         except Exception as error:  # of many classes: its own, pyarrow's, those of whatever a file holds
             raise ValueError(f"data set {dataset} cannot be read: {_one_line(error.__cause__ or error)}") from None
-    return [Row(f"data set {dataset}, row {index}", row) for index, row in enumerate(rows, start=1)]
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dvp_jax.data.rows import Row, read_json, read_rows
 from dvp_jax.data.task import Example
@@ -45,8 +46,11 @@ class Squad:
 
 
 def _example(row: Row) -> Example:
-    answers = row.cell("answers")
-    texts = answers.get("text") if isinstance(answers, Mapping) else None
+    texts = row.cell("answers")
+    if isinstance(texts, Mapping):  # in the hub's data set
+        texts = texts.get("text")
+    elif isinstance(texts, list):  # in files each answer is an object
+        texts = [answer["text"] for answer in texts] if all(map(_has_text, texts)) else None
     if not isinstance(texts, list):
         raise ValueError(f"{row.where} has no list of texts in its answers")
     if not texts:
@@ -55,6 +59,10 @@ def _example(row: Row) -> Example:
         )
     prompt = f"question: {row.text('question').lstrip()} context: {row.text('context').lstrip()}"
     return Example(row.id(), prompt, tuple(check_text(f"{row.where}: answer", text) for text in texts))
+
+
+def _has_text(answer: Any) -> bool:
+    return isinstance(answer, Mapping) and "text" in answer
 
 
 def _file_rows(path: str) -> list[Row]:
@@ -69,9 +77,7 @@ def _file_rows(path: str) -> list[Row]:
                 where = f"data[{i}].paragraphs[{j}]"
                 for k, qa in enumerate(paragraph["qas"]):
                     where = f"data[{i}].paragraphs[{j}].qas[{k}]"
-                    answers = {"text": [answer["text"] for answer in qa["answers"]]}
-                    cells = {**qa, "context": paragraph["context"], "answers": answers}
-                    rows.append(Row(f"{path}, {where}", cells))
+                    rows.append(Row(f"{path}, {where}", {**qa, "context": paragraph["context"]}))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not SQuAD 1.1 JSON at {where}: {error!r}") from None
     if not rows:

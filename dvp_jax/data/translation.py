@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sacrebleu.metrics import BLEU
 
@@ -77,13 +77,13 @@ class Translation:
 
     @property
     def _tokenizer(self) -> str:
-        return self.bleu_tokenizer or bleu_tokenizer(self.target_language)
+        return bleu_tokenizer(self.target_language) if self.bleu_tokenizer is None else self.bleu_tokenizer
 
     def _pairs(self) -> list[tuple[str, str]]:
         if self.source_path is None or self.target_path is None:
             columns = (self.source_column, self.target_column)
             rows = read_rows(columns, path=None, dataset=self.dataset, split=self.split, subset=self.subset)
-            rows = [Row(where, cells.get("translation", cells)) for where, cells in rows]
+            rows = [_sentences(row) for row in rows]
             return [(row.text(self.source_column), row.text(self.target_column)) for row in rows]
         sources, targets = (read_lines(path) for path in (self.source_path, self.target_path))
         if len(sources) != len(targets):
@@ -95,3 +95,9 @@ class Translation:
             for number, line in enumerate(lines, start=1):
                 check_text(f"{path}, line {number}", line)
         return list(zip(sources, targets, strict=True))
+
+
+def _sentences(row: Row) -> Row:
+    """The row, or what its column `translation` holds where that is an object."""
+    inner = row.cells.get("translation")
+    return Row(row.where, inner) if isinstance(inner, Mapping) else row

@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from dvp_jax.metrics.rouge import UNSPACED
 
 _TOKENIZERS = {"chinese": "zh", "japanese": "ja-mecab", "korean": "ko-mecab"}
-_UNSUITED = regex.compile(rf"(?V1)[[{UNSPACED}\p{{Hangul}}]&&\p{{L}}]")
+_UNSUITED = regex.compile(rf"(?V1)[[{UNSPACED}\p{{Hangul}}\p{{Tibetan}}]&&\p{{L}}]")
 _LETTER = regex.compile(r"\p{L}")
 
 
@@ -45,17 +45,17 @@ def bleu(tokenizer: str) -> BLEU:
 
     Raises:
         ValueError: an unknown tokenizer.
-        ImportError: a package that the tokenizer needs is missing.
+        ImportError: a package or a download that the tokenizer needs is missing.
     """
     if tokenizer not in BLEU.TOKENIZERS:
         raise ValueError(f"bleu_tokenizer is {tokenizer!r}; allowed: {', '.join(BLEU.TOKENIZERS)}")
     try:
         return BLEU(tokenize=tokenizer)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: another dictionary
+    except (RuntimeError, AssertionError, OSError) as error:  # another dictionary, or no network to fetch it
         raise ImportError(f"BLEU with tokenizer {tokenizer!r}: {' '.join(str(error).split())}") from None
 
 
 def suits_13a(references: Sequence[str]) -> bool:
-    """Whether BLEU's default tokenizer finds the words: not in Chinese, Japanese, Korean, Thai and their like."""
+    """Whether BLEU's default tokenizer finds the words: not in Chinese, Japanese, Korean, Thai, Tibetan."""
     text = "".join(references)
     return 2 * len(_UNSUITED.findall(text)) <= len(_LETTER.findall(text))

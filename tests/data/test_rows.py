@@ -60,9 +60,10 @@ def test_a_cell_is_the_text_in_the_file(ending, cell, tmp_path):
 
 
 @FORMATS
-def test_line_ends_of_windows_and_a_byte_order_mark_are_no_text(ending, tmp_path):
+@pytest.mark.parametrize("line_end", ["\r\n", "\r"], ids=["Windows", "old Macs"])
+def test_line_ends_and_a_byte_order_mark_are_no_text(ending, line_end, tmp_path):
     content = WRITERS[ending]([["source", "target"], ["a", "b"], ["c", "d"]]).replace("\r\n", "\n")
-    path = write(tmp_path / f"rows{ending}", "\ufeff" + content.replace("\n", "\r\n"))
+    path = write(tmp_path / f"rows{ending}", "\ufeff" + content.replace("\n", line_end))
     assert pairs(text_to_text(path)) == [("a", "b"), ("c", "d")]
 
 
@@ -163,10 +164,26 @@ def test_a_local_folder_is_read_anew_and_fills_no_cache(name, tmp_path, monkeypa
     assert not cache.exists()
 
 
-def test_a_split_of_a_local_folder_is_read_as_a_file_is(tmp_path):
-    write(tmp_path / "test.csv", "source,target\nYes, he runs.,Ja\n")
-    with raises(ValueError, tmp_path / "test.csv", "line 2 has 3 fields"):
-        make_task("text_to_text", dataset=str(tmp_path)).load()
+@pytest.mark.parametrize("name", ["test.csv", "data/test.csv", "test-00000-of-00002.csv", "test/part1.csv"])
+def test_text_of_a_local_folder_is_read_as_a_file_is(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path = write(tmp_path / name, "source,target\nNone,007\n")
+    task = make_task("text_to_text", dataset=str(tmp_path))
+    assert pairs(task) == [("None", "007")]
+    write(tmp_path / name, "source,target\nYes, he runs.,Ja\n")  # pandas would take " he runs." for the source
+    with raises(ValueError, path, "line 2 has 3 fields"):
+        task.load()
+    with raises(ValueError, f"split is 'dev'; allowed in the folder {tmp_path}: test"):
+        make_task("text_to_text", dataset=str(tmp_path), split="dev").load()
+
+
+def test_a_split_of_a_local_folder_may_have_several_files(tmp_path):
+    for word in ("eins", "zwei"):
+        write(tmp_path / f"test-{word}.jsonl", json.dumps({"source": "2012-03-04", "target": word}))
+    assert pairs(make_task("text_to_text", dataset=str(tmp_path))) == [
+        ("2012-03-04", "eins"),
+        ("2012-03-04", "zwei"),
+    ]
 
 
 @pytest.mark.parametrize(("dataset", "split"), [("", "test"), ("junk", "test"), ("good", "train")])

@@ -40,9 +40,10 @@ def test_squad_questions_of_one_paragraph_share_its_context(tmp_path):
 
 
 def test_squad_rows_of_the_hub_become_examples(hub):
+    answer = {"text": "1843", "answer_start": 0}
     hub.rows = [
         {"id": "56", "title": "t", "question": " Who?", "context": " Ada.", "answers": {"text": ["Ada", "A"]}},
-        {"id": "57", "title": "t", "question": "When?", "context": "1843", "answers": {"text": ["1843"]}},
+        {"id": "57", "title": "t", "question": "When?", "context": "1843", "answers": [answer]},  # as in files
     ]
     assert Squad().load() == [
         Example("56", "question: Who? context: Ada.", ("Ada", "A")),

@@ -31,6 +31,11 @@ def test_a_language_whose_words_bleu_would_not_find_needs_a_tokenizer(tmp_path):
     assert len(Translation(source, chinese, target_language="Chinese").load()) == 1
 
 
+def test_lines_of_old_macs_are_lines(tmp_path):
+    source, target = write(tmp_path / "a.en", "one\rtwo\r"), write(tmp_path / "a.de", "eins\nzwei\n")
+    assert [example.references for example in Translation(source, target).load()] == [("eins",), ("zwei",)]
+
+
 @pytest.mark.parametrize("character", ["\u2028", "\x0c", "\x85", "\x1c"])
 def test_a_line_of_parallel_text_ends_only_at_a_newline(tmp_path, character):
     source = write(tmp_path / "a.en", f"one{character}half\ntwo\n")
@@ -44,12 +49,15 @@ def test_a_line_of_parallel_text_ends_only_at_a_newline(tmp_path, character):
 def test_translation_rows_of_the_hub_become_examples(hub):
     hub.rows = [{"en": "A dog.", "de": "Ein Hund."}]
     assert Translation().load() == [Example("0", "translate English to German: A dog.", ("Ein Hund.",))]
+    hub.rows = [{"text": "A dog.", "translation": "Ein Hund."}]
+    columns = {"source_column": "text", "target_column": "translation"}
+    assert Translation(**columns).load() == [Example("0", "translate English to German: A dog.", ("Ein Hund.",))]
     hub.rows = [{"translation": {"fr": "Un chien.", "ro": "Un câine."}}]
     fields = {"source_language": "French", "target_language": "Romanian"}
     columns = {"source_column": "fr", "target_column": "ro"}
     task = Translation(dataset="wmt16", subset="ro-fr", split="validation", **fields, **columns)
     assert task.load() == [Example("0", "translate French to Romanian: Un chien.", ("Un câine.",))]
-    assert hub.asked == [("bentrevett/multi30k", None, "test"), ("wmt16", "ro-fr", "validation")]
+    assert hub.asked == [("bentrevett/multi30k", None, "test")] * 2 + [("wmt16", "ro-fr", "validation")]
 
 
 def test_parallel_files_of_different_lengths_are_refused(tmp_path):
