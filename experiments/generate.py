@@ -91,9 +91,8 @@ def _prompts() -> list[str]:
     if prompt is not None and path is None:
         return [check_text("prompt", prompt)]
     if path is not None and prompt is None:
-        return [
-            check_text(f"{path}, line {number}", line) for number, line in enumerate(read_lines(path), start=1)
-        ]
+        lines = enumerate(read_lines(path, may_be_pipe=True), start=1)
+        return [check_text(f"{path}, line {number}", line) for number, line in lines]
     given = "none is given" if prompt is None else "both are given"
     raise ValueError(f"of prompt and prompts {given}; allowed: one of them")
 

@@ -61,15 +61,19 @@ class Row(NamedTuple):
         return check_text(f"{self.where}: id", str(cell) if isinstance(cell, int) else cell, may_be_blank=True)
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | Path, *, may_be_pipe: bool = False) -> str:
     """Reads a UTF-8 text file; a byte order mark is skipped. If no line ends in a newline, "\\r" ends them.
+
+    Args:
+        path: of the file.
+        may_be_pipe: whether it may be one that can be read once only, such as /dev/stdin.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty or not UTF-8 text.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (may_be_pipe and path.exists() and not path.is_dir()):
         raise FileNotFoundError(f"no data file {path}")
     data = path.read_bytes()
     try:
@@ -85,10 +89,11 @@ def read_text(path: str | Path) -> str:
     return text if "\n" in text else text.replace("\r", "\n")
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """Reads the lines of a UTF-8 text file, without their line ends. Raises as `read_text`."""
+def read_lines(path: str | Path, *, may_be_pipe: bool = False) -> list[str]:
+    """Reads the lines of a UTF-8 text file, without their line ends. Arguments and errors are `read_text`'s."""
+    text = read_text(path, may_be_pipe=may_be_pipe).removesuffix("\n")
     # str.splitlines would also split at characters that occur inside sentences, such as U+2028.
-    return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def read_json(path: str | Path) -> Any:

@@ -337,8 +337,8 @@ def generate_text(
     if num_return_sequences < 1 or (num_return_sequences > 1 and not cfg.samples):
         allowed = "at least 1" if cfg.samples else "1 with temperature 0, which always gives the same text"
         raise ValueError(f"num_return_sequences is {num_return_sequences}; allowed: {allowed}")
-    ids, mask = (np.repeat(x, num_return_sequences, axis=0) for x in tokenize(model, prompts, max_source_length))
     engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)
+    ids, mask = (np.repeat(x, num_return_sequences, axis=0) for x in tokenize(model, prompts, max_source_length))
     if len(ids) <= slots:
         out = generate(model, ids, mask, cfg)
         texts = [to_text(model, out, row) for row in range(len(ids))]

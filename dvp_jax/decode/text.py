@@ -149,7 +149,7 @@ def tokenize(
         max_source_length: longer prompts are truncated, with a warning that counts them.
 
     Raises:
-        ValueError: there are no prompts, one is not text, is empty or has half a surrogate pair, or the model has
+        ValueError: there are no prompts, one is not text, has no token or half a surrogate pair, or the model has
             no tokenizer.
     """
     if model.tokenizer is None:
@@ -190,9 +190,15 @@ def token_rows(
         tokenizer: of the model.
         texts: any number.
         max_length: the most tokens, with those that the tokenizer adds, such as the end token.
-        name: of the texts, for the warning.
+        name: of the texts, for the warning and the error.
+
+    Raises:
+        ValueError: the tokenizer finds no token in a text.
     """
     rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
+    if [] in rows:
+        index = rows.index([])
+        raise ValueError(f"{name}[{index}] is {texts[index]!r}; allowed: a text that has a token")
     if truncated := [index for index, row in enumerate(rows) if len(row) > max_length]:
         warnings.warn(
             f"{len(truncated)} of {len(rows)} {name} are longer than {max_length} tokens and were truncated",

@@ -58,6 +58,21 @@ def test_an_unknown_field_of_a_task_is_refused_with_the_known_ones(task, field, 
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("max_source_length", 0, "an integer of at least 1"),
+        ("max_source_length", True, "an integer of at least 1"),
+        ("max_new_tokens", "9", "an integer of at least 1"),
+        ("path", 5, "a text or None"),
+        ("split", None, "a text"),
+    ],
+)
+def test_a_value_that_a_field_of_a_task_cannot_have_is_refused(field, value, wanted):
+    with raises(ValueError, f"{field} of task squad is {value!r}; allowed: {wanted}"):
+        make_task("squad", **{field: value})
+
+
+@pytest.mark.parametrize(
     ("task", "row", "column"),
     [
         (Squad(), {"id": "1", "question": "q", "answers": {"text": ["a"]}}, "context"),

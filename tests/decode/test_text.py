@@ -44,6 +44,20 @@ def test_texts_are_truncated_as_by_their_tokenizer(template, side):
     assert words.truncation is None, "it would be saved with the tokenizer"
 
 
+def test_a_text_without_a_token_is_refused():
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}))  # it adds no end token
+    words.normalizer = tokenizers.normalizers.Replace("\u200b", "")
+    peer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    with pytest.raises(ValueError, match=r"prompts\[1\] is '\\u200b'; allowed: a text that has a token"):
+        token_rows(peer, ["a", "\u200b"], 8, "prompts")
+
+
+@pytest.mark.filterwarnings("error")  # nothing is said of truncated prompts
+def test_an_impossible_length_of_sources_is_refused():
+    with pytest.raises(ValueError, match="max_source_length is 0; allowed: at least 1"):
+        dvp_jax.generate_text(lettered(), ["abcd"], DVP, max_source_length=0)
+
+
 def test_prompts_that_are_none_are_refused():
     for prompts, message in (
         ([], r"prompts is \[\]; allowed: a list of at least one text"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -104,10 +105,12 @@ def test_a_second_start_prints_no_warnings_about_the_programs_it_loads(checkpoin
         assert all("loading:" in line for line in run.stderr.splitlines() if line), run.stderr
 
 
-def test_prompts_of_a_file_give_a_line_of_json_each(checkpoint, tmp_path):
+def test_prompts_of_a_file_or_pipe_give_a_line_of_json_each(checkpoint, tmp_path):
     prompts = [f"translate English to German: {sentence}" for sentence in SENTENCES[:2]]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    flags = f"--prompts={tmp_path / 'prompts.txt'}", "--json", "--method=full", "--max_new_tokens=6"
+    path = tmp_path / "prompts.txt"
+    os.mkfifo(path)
+    threading.Thread(target=path.write_text, args=("\n".join(prompts) + "\n",), daemon=True).start()
+    flags = f"--prompts={path}", "--json", "--method=full", "--max_new_tokens=6"
     done = launch("generate", f"--model={checkpoint.folder}", *flags)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["prompt"] for row in rows] == prompts, done.stderr

@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 import string
+import urllib.error
 
 import hypothesis
 import hypothesis.strategies as st
@@ -280,11 +281,20 @@ def test_another_tokenizer_of_bleu_is_taken_by_its_name_and_an_unknown_one_refus
     task = make_task("translation", target_language="Thai", bleu_tokenizer="char")
     expected = sacrebleu.corpus_bleu(["น้ำดี"], [["น้ำมี"]], tokenize="char").score
     assert task.score(["น้ำดี"], [Example("0", "p", ("น้ำมี",))])["bleu"] == expected > 0
-    with pytest.raises(ValueError, match="bleu_tokenizer is 'thai'; allowed: none, zh, 13a"):
-        make_task("translation", bleu_tokenizer="thai")
+    with pytest.raises(ValueError, match="bleu_tokenizer is ''; allowed: none, zh, 13a"):
+        make_task("translation", bleu_tokenizer="")
 
 
-@pytest.mark.parametrize("text", [CHINESE[0], "犬が走る", "오늘 날씨가 좋다", "น้ำดีมาก"])
+def test_a_tokenizer_of_bleu_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_spm.SACREBLEU_DIR", tmp_path)
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda _: (_ for _ in ()).throw(urllib.error.URLError("offline"))
+    )
+    with pytest.raises(ImportError, match=r"BLEU with tokenizer 'flores200': .*offline"):
+        make_task("translation", bleu_tokenizer="flores200")
+
+
+@pytest.mark.parametrize("text", [CHINESE[0], "犬が走る", "오늘 날씨가 좋다", "น้ำดีมาก", "བོད་སྐད་ནི"])
 def test_references_whose_words_bleu_would_not_find_are_refused(text, tmp_path):
     (tmp_path / "source").write_text("a\n", encoding="utf-8")
     (tmp_path / "target").write_text(f"{text}\n", encoding="utf-8")
