@@ -198,7 +198,7 @@ def token_rows(
     rows: list[list[int]] = tokenizer(list(texts))["input_ids"]
     if [] in rows:
         index = rows.index([])
-        raise ValueError(f"{name}[{index}] is {texts[index]!r}; allowed: a text that has a token")
+        raise ValueError(f"{name}[{index}] is {reprlib.repr(texts[index])}; allowed: a text that has a token")
     if truncated := [index for index, row in enumerate(rows) if len(row) > max_length]:
         warnings.warn(
             f"{len(truncated)} of {len(rows)} {name} are longer than {max_length} tokens and were truncated",

@@ -79,8 +79,8 @@ def open_experiment(
         The experiment. The folder is unlocked at the end.
 
     Raises:
-        ValueError: no model is named, an unknown task or field, an impossible value, no settings of the method
-            `only`, a bad checkpoint, or processes that differ in code, versions, config, model or data.
+        ValueError: no model or no task is named, an unknown task or field, an impossible value, no settings of the
+            method `only`, a bad checkpoint, or processes that differ in code, versions, config, model or data.
         OSError: workdir cannot be made or written, or is in use.
     """
     if not config["model"]:
@@ -91,6 +91,8 @@ def open_experiment(
             raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
     if config.get("confidence_time") and config["batch_size"] > 1:
         raise ValueError(f"config.batch_size is {config['batch_size']}; allowed with config.confidence_time: 1")
+    if not config["tasks"]:
+        raise ValueError(f"config.tasks is {config['tasks']!r}; allowed: the settings of at least one task")
     process = processes.current()
     with lock_workdir(workdir, process.index) as folder:
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint()})

@@ -54,9 +54,20 @@ def test_counts_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
     assert files_of(tmp_path) == []
 
 
-def test_the_time_of_confidence_is_refused_for_batches_before_the_model_is_read(tmp_path):
-    config = {"model": "no such model", "batch_size": 2, "limit": None, "confidence_time": True}
-    message = r"^config.batch_size is 2; allowed with config.confidence_time: 1$"
-    with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path / "run"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"batch_size": 2, "confidence_time": True},
+            "config.batch_size is 2; allowed with config.confidence_time: 1",
+        ),
+        ({"tasks": {}}, "config.tasks is {}; allowed: the settings of at least one task"),
+    ],
+)
+def test_batches_with_times_of_confidence_and_no_tasks_are_refused_before_the_model_is_read(
+    tmp_path, fields, message
+):
+    config = {"model": "no such model", "batch_size": 1, "limit": None, **fields}
+    with pytest.raises(ValueError, match=f"^{message}$"), open_experiment(config, tmp_path / "run"):
         pass
     assert files_of(tmp_path) == []
