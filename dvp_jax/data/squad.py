@@ -19,7 +19,8 @@ class Squad:
     """SQuAD with T5's prompt. Long prompts are truncated at the end, so a long context may lose the answer.
 
     Attributes:
-        path: a JSON file in the format of SQuAD 1.1; None to read the hub data set instead.
+        path: a JSON file in the format of SQuAD 1.1, or a .jsonl file with a row of the hub data set in each line;
+            None to read the hub data set instead.
         dataset: id of the hub data set, or a folder.
         split: split of the hub data set.
     """
@@ -34,10 +35,10 @@ class Squad:
 
     def load(self) -> list[Example]:
         """Reads all questions. See `Task.load`."""
-        if self.path is not None:
-            rows = _file_rows(self.path)
+        if self.path is None or str(self.path).endswith(".jsonl"):
+            rows = read_rows(_COLUMNS, path=self.path, dataset=self.dataset, split=self.split)
         else:
-            rows = read_rows(_COLUMNS, path=None, dataset=self.dataset, split=self.split)
+            rows = _file_rows(self.path)
         return [_example(row) for row in rows]
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:

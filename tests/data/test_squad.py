@@ -39,7 +39,7 @@ def test_squad_questions_of_one_paragraph_share_its_context(tmp_path):
     ]
 
 
-def test_squad_rows_of_the_hub_become_examples(hub):
+def test_squad_rows_of_the_hub_become_examples(hub, tmp_path):
     answer = {"text": "1843", "answer_start": 0}
     hub.rows = [
         {"id": "56", "title": "t", "question": " Who?", "context": " Ada.", "answers": {"text": ["Ada", "A"]}},
@@ -49,8 +49,10 @@ def test_squad_rows_of_the_hub_become_examples(hub):
         Example("56", "question: Who? context: Ada.", ("Ada", "A")),
         Example("57", "question: When? context: 1843", ("1843",)),
     ]
+    exported = write(tmp_path / "validation.jsonl", "".join(json.dumps(row) + "\n" for row in hub.rows))
+    assert Squad(exported).load() == Squad().load()
     Squad(dataset="x/y", split="train").load()
-    assert hub.asked == [("rajpurkar/squad", None, "validation"), ("x/y", None, "train")]
+    assert hub.asked == [("rajpurkar/squad", None, "validation")] * 2 + [("x/y", None, "train")]
 
 
 @pytest.mark.parametrize(
