@@ -60,3 +60,20 @@ class Task(Protocol):
         Returns:
             Metrics in percent under their names; the main one comes first.
         """
+
+
+class LoadedTask:
+    """A task whose examples have been read once, so that a file that changes during a run changes nothing.
+
+    Args:
+        task: any task. It raises as `Task.load`.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.measure = task.name, task.measure
+        self.max_source_length, self.max_new_tokens = task.max_source_length, task.max_new_tokens
+        self.score = task.score
+        self._examples = tuple(task.load())
+
+    def load(self) -> list[Example]:
+        return list(self._examples)

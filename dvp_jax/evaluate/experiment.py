@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dvp_jax.data import make_task
-from dvp_jax.data.task import Task
+from dvp_jax.data.task import LoadedTask, Task
 from dvp_jax.decode.api import decode_policy
 from dvp_jax.decode.config import METHODS, DecodeConfig
 from dvp_jax.evaluate.evaluation import evaluate, make_methods
@@ -103,15 +103,14 @@ def open_experiment(
             if not all(methods):
                 names = ", ".join(config["methods"])
                 raise ValueError(f"config.methods has {names}, none of method {only!r}; allowed: at least one")
-        for task in tasks:
-            task.load()  # bad data is refused before the model is read
+        loaded = [LoadedTask(task) for task in tasks]  # bad data is refused before the model is read
         if model is None:
             mesh = make_mesh(config.get("mesh"))
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
-        made_by = provenance(config, model, tasks, seed)
+        made_by = provenance(config, model, loaded, seed)
         process.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
         process = dataclasses.replace(process, together=spans_processes(model.mesh))
-        yield Experiment(folder, model, list(zip(tasks, methods, strict=True)), made_by, process)
+        yield Experiment(folder, model, list(zip(loaded, methods, strict=True)), made_by, process)
 
 
 def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jax.sharding import Mesh
 
 from dvp_jax.data import make_task
-from dvp_jax.data.task import Task
+from dvp_jax.data.task import LoadedTask, Task
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import processes
 from dvp_jax.runs.files import lock_workdir, read_json, write_json
@@ -64,12 +64,10 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         _check_unused(folder, resume)
         _check_data(config)
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
-        tasks, validation_tasks = (
-            [make_task(name, **fields) for name, fields in config[split].items()]
+        tasks, validation_tasks = (  # bad data is refused before the model is read
+            [LoadedTask(make_task(name, **fields)) for name, fields in config[split].items()]
             for split in ("tasks", "validation_tasks")
         )
-        for task in (*tasks, *validation_tasks):
-            task.load()  # bad data is refused before the model is read
         model = _start_model(config, tasks, cfg.seed, make_mesh(config.get("mesh"), all_processes=True))
         batches, validation_batches = _make_batches(config, cfg, model, tasks, validation_tasks)
         assert model.tokenizer is not None

@@ -1,7 +1,11 @@
 """Grids of settings, and what is refused before the model is read."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from dvp_jax.data import Example
+from dvp_jax.evaluate import experiment
 from dvp_jax.evaluate.experiment import open_experiment, sweep_methods
 from tests.launching import files_of
 
@@ -27,19 +31,35 @@ def test_dvp_exits_from_p_on_unless_the_grid_says_otherwise():
     assert (cell["prune_layer"], cell["min_exit_layer"]) == (1, 3)
 
 
-def test_bad_data_are_refused_before_the_model_is_read(tmp_path):
-    (tmp_path / "rows.csv").write_text("source,target\na,b,c\n")
-    tasks = {"text_to_text": {"path": str(tmp_path / "rows.csv")}}
-    config = {
-        "model": str(tmp_path / "no model"),
+def config_of_rows(folder, rows: str) -> dict:
+    (folder / "rows.csv").write_text("source,target\n" + rows)
+    return {
+        "model": str(folder / "no model"),
         "dtype": "float32",
-        "tasks": tasks,
+        "tasks": {"text_to_text": {"path": str(folder / "rows.csv")}},
         "limit": None,
         "batch_size": 1,
         "methods": {"full": {}},
     }
+
+
+def test_bad_data_are_refused_before_the_model_is_read(tmp_path):
+    config = config_of_rows(tmp_path, "a,b,c\n")
     with pytest.raises(ValueError, match=r"rows\.csv, line 2 has 3 fields"), open_experiment(config, tmp_path):
         pass
+
+
+def test_a_file_that_changes_while_the_model_is_read_changes_nothing(tmp_path, monkeypatch):
+    config = config_of_rows(tmp_path, "a,b\n")
+
+    def load_model(*_, **__):
+        config_of_rows(tmp_path, "c,d\n")
+        return SimpleNamespace(fingerprint="0", mesh=None)
+
+    monkeypatch.setattr(experiment, "load_model", load_model)
+    with open_experiment(config, tmp_path / "run") as opened:
+        ((task, _),) = opened.tasks
+        assert task.load() == [Example("0", "a", ("b",))]
 
 
 @pytest.mark.parametrize(
