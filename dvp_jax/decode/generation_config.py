@@ -1,6 +1,7 @@
 """What a checkpoint's generation_config.json says of decoding, where the user says nothing.
 
-Its token ids are in `T5Config`. Some of its other fields have a counterpart in `DecodeConfig`.
+Its token ids are in `T5Config`. Some of its other fields have a counterpart in `DecodeConfig`. Where there is no
+such file, config.json may have the fields.
 """
 
 from __future__ import annotations
@@ -46,25 +47,26 @@ def with_generation_config(
 
     Args:
         cfg: with all fields.
-        generation: fields of the file.
+        generation: fields of the file (`Model.generation_config`).
         given: names of the fields of cfg that stay.
 
     Raises:
         ValueError: the file has an impossible value, or one that does not fit those that the user gave.
     """
+    file = "config.json" if generation.get("_from_model_config") else GENERATION_FILE
     try:
         found = _found(generation)
         changes = {name: value for name, value in found.items() if name not in given}
         changed = dataclasses.replace(cfg, **changes)
     except ValueError as error:
-        raise ValueError(f"{GENERATION_FILE}: {error}") from None
+        raise ValueError(f"{file}: {error}") from None
     unused = set() if changed.samples else {"top_k", "top_p"}
     parts = {
         "taken from": {n: v for n, v in changes.items() if n not in unused and v != getattr(cfg, n)},
         "not supported in": _not_supported(generation, found),
     }
     said = [
-        f"{what} {GENERATION_FILE}: {', '.join(f'{name} {value}' for name, value in values.items())}"
+        f"{what} {file}: {', '.join(f'{name} {value}' for name, value in values.items())}"
         for what, values in parts.items()
         if values
     ]

@@ -20,7 +20,15 @@ _SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_la
 _LARGEST = 2**31 - 1  # of JAX's indices
 _TOKEN_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 GENERATION_FILE = "generation_config.json"
-"""Of a Hugging Face folder: what `generate` of transformers takes instead of config.json's token ids."""
+"""Of a Hugging Face folder: what `generate` of transformers takes instead of config.json's fields."""
+_GENERATION_FIELDS = (
+    "max_length", "min_length", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p",
+    "typical_p", "num_beams", "num_beam_groups", "early_stopping", "length_penalty", "diversity_penalty",
+    "num_return_sequences", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "remove_invalid_values",
+)  # fmt: skip
+"""What config.json says of generation in a folder that has no generation_config.json, as before 2023."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +146,16 @@ class T5Config:
         values = {name: value for name, value in fields.items() if name in known and value is not None}
         values.setdefault("num_decoder_layers", values["num_layers"])
         values.setdefault("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu")
-        values.setdefault("scale_decoder_outputs", _scales_outputs(model_type, fields))
+        if model_type == "mt5" or "scale_decoder_outputs" not in values:
+            values["scale_decoder_outputs"] = _scales_outputs(model_type, fields)
         values["tie_word_embeddings"] = True  # `read_checkpoint` decides by the tensors
-        return dataclasses.replace(cls(**values), **_token_ids(fields, fields["vocab_size"], eos=1))
+        config = cls(**values)
+        # Transformers writes these two beside feed_forward_proj, and reads them instead of it.
+        for name, value in (("dense_act_fn", config.activation), ("is_gated_act", config.gated)):
+            if fields.get(name, value) != value:
+                allowed = f"allowed with feed_forward_proj {config.feed_forward_proj!r}: {value!r}"
+                raise ValueError(f"{name} is {fields[name]!r}; {allowed}")
+        return dataclasses.replace(config, **_token_ids(fields, fields["vocab_size"], eos=1))
 
     @classmethod
     def from_folder(cls, folder: Path) -> T5Config:
@@ -185,6 +200,22 @@ class T5Config:
             "eos_token_id": (list(eos) or None) if isinstance(eos, tuple) else eos,
             "pad_token_id": self.pad_token_id,
         }
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The fields of generation_config.json, or what config.json has of them where there is no such file.
+
+    `_from_model_config` says whether they are config.json's, as it does in transformers.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    path = folder / GENERATION_FILE
+    if path.is_file():
+        return {**read_json(path), "_from_model_config": False}
+    fields = read_json(folder / "config.json")
+    found = {name: fields[name] for name in _GENERATION_FIELDS if fields.get(name) is not None}
+    return {**found, "_from_model_config": True} if found else {}
 
 
 def _is_integer(value: Any) -> bool:

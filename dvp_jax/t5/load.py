@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dvp_jax.runs.files import write_folder
 from dvp_jax.t5.byte_pieces import use_byte_pieces
 from dvp_jax.t5.common_tokens import read_common_tokens, write_common_tokens
-from dvp_jax.t5.config import GENERATION_FILE, T5Config
+from dvp_jax.t5.config import GENERATION_FILE, T5Config, read_generation_config
 from dvp_jax.t5.files import check_fetched, read_json
 from dvp_jax.t5.hugging_face import (
     DTYPES,
@@ -69,8 +69,8 @@ class Model:
             takes "highest" for float32, and JAX's own setting for bfloat16, whose products are exact.
         common_tokens: ids, the commonest first, for `prune_rule="recent"`; None if the checkpoint has none
             (scripts/count_tokens.py writes them).
-        generation_config: fields of the checkpoint's generation_config.json, to be kept when it is saved. Its
-            token ids are in `config`.
+        generation_config: fields of the checkpoint's generation_config.json, or of config.json where there is no
+            such file, to be kept when it is saved. The token ids are in `config`.
 
     Raises:
         ValueError: unknown precision.
@@ -186,7 +186,7 @@ def load_model(
     tokenizer = load_tokenizer(folder, config.vocab_size)
     common = read_common_tokens(folder, config.vocab_size)
     meta = read_meta(folder, config) if (folder / META_FILE).is_file() else None
-    generation = read_json(folder / GENERATION_FILE) if (folder / GENERATION_FILE).is_file() else {}
+    generation = read_generation_config(folder)
     if (folder / "params").is_dir():
         config, params = _read_orbax(folder, config, dtype, mesh)
     else:

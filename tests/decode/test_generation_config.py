@@ -63,6 +63,11 @@ def read(generation, cfg=CONFIG, given=()):
             ["taken from generation_config.json: temperature 1.0, top_k 5"],
         ),
         ({"repetition_penalty": 1.2}, {}, ["not supported in generation_config.json: repetition_penalty 1.2"]),
+        (
+            {"max_new_tokens": 5, "_from_model_config": True},
+            {"max_new_tokens": 5},
+            ["taken from config.json: max_new_tokens 5"],
+        ),
     ],
 )
 def test_fields_are_honoured_and_named(generation, fields, said):
@@ -84,6 +89,7 @@ def test_what_the_user_gives_stays():
 @pytest.mark.parametrize(
     ("generation", "message"),
     [
+        ({"max_length": 1, "_from_model_config": True}, "max_new_tokens is 0; allowed: an integer of at least 1"),
         ({"no_repeat_ngram_size": "3"}, "no_repeat_ngram_size is '3'; allowed: an integer of at least 0"),
         ({"do_sample": "false"}, "do_sample is 'false'; allowed: true, false"),
         ({"max_length": "20"}, "max_length is '20'; allowed: an integer of at least 0"),
@@ -92,7 +98,8 @@ def test_what_the_user_gives_stays():
     ],
 )
 def test_an_impossible_value_is_refused_by_the_files_name(generation, message):
-    with pytest.raises(ValueError, match=f"^generation_config.json: {message}"):
+    file = "config" if "_from_model_config" in generation else "generation_config"
+    with pytest.raises(ValueError, match=f"^{file}.json: {message}"):
         with_generation_config(CONFIG, generation)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def test_the_unembedding_is_untied_where_the_tensors_differ_whatever_the_config_
         ("t5", {"tie_word_embeddings": False}, False),
         ("t5", {"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
         ("mt5", {"tie_word_embeddings": True}, False),
+        ("mt5", {"scale_decoder_outputs": True}, False),
         ("umt5", {"tie_word_embeddings": True}, True),
         ("umt5", {"tie_word_embeddings": False}, False),
     ],
@@ -252,6 +254,8 @@ def test_an_index_that_names_a_missing_shard_is_refused(folder):
         ({"model_type": "bart"}, "model_type is 'bart'; allowed: t5, mt5, umt5"),
         ({"feed_forward_proj": "gated-tanh"}, "feed_forward_proj is 'gated-tanh'; allowed: one of relu"),
         ({"feed_forward_proj": 1}, "feed_forward_proj is 1; allowed: one of relu"),
+        ({"dense_act_fn": "gelu"}, "dense_act_fn is 'gelu'; allowed with feed_forward_proj 'relu': 'relu'"),
+        ({"is_gated_act": True}, "is_gated_act is True; allowed with feed_forward_proj 'relu': False"),
         ({"num_heads": 0}, "num_heads is 0; allowed: an integer from 1 to 2147483647"),
         ({"d_model": 32.0}, "d_model is 32.0; allowed: an integer from 1 to"),
         ({"d_model": None}, "missing d_model"),
@@ -350,11 +354,21 @@ IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
         ({}, {"decoder_start_token_id": 5, "eos_token_id": [7, 30], "pad_token_id": 3}, ["huggingface"]),
         ({}, {"decoder_start_token_id": 5, "pad_token_id": 0, "num_beams": 4}, ["orbax", "huggingface"]),
         ({"eos_token_id": 9}, {"bos_token_id": 5, "pad_token_id": 0}, ["huggingface"]),
+        ({"num_beams": 4}, {"bos_token_id": 0, "pad_token_id": 0, "min_length": 3}, ["huggingface"]),
+        (  # as of XLSum's mT5, and every other field that a config.json has had
+            {"max_length": 84, "no_repeat_ngram_size": 2, "num_beams": 4, "length_penalty": 0.6, "do_sample": True}
+            | {"min_length": 3, "temperature": 0.5, "top_k": 9, "top_p": 0.5, "typical_p": 0.5}
+            | {"num_beam_groups": 2, "diversity_penalty": 0.1, "num_return_sequences": 2, "early_stopping": True}
+            | {"repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 3, "bad_words_ids": [[5]]}
+            | {"suppress_tokens": [6], "begin_suppress_tokens": [7], "forced_bos_token_id": 8}
+            | {"forced_eos_token_id": 1, "exponential_decay_length_penalty": [5, 1.1]}
+            | {"max_new_tokens": 9, "min_new_tokens": 2, "remove_invalid_values": True},
+            None,
+            ["orbax", "huggingface"],
+        ),
     ],
 )
-def test_token_ids_are_those_that_transformers_generates_with_and_are_kept(
-    folder, tmp_path, config, generation, formats
-):
+def test_what_transformers_generates_with_is_read_and_kept(folder, tmp_path, config, generation, formats):
     set_config(folder, **config)
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
@@ -367,7 +381,8 @@ def test_token_ids_are_those_that_transformers_generates_with_and_are_kept(
     expected = [before[name] for name in IDS]
     expected[0] = before["bos_token_id"] if expected[0] is None else expected[0]  # as `generate` takes it
     assert [after[name] for name in IDS] == list(model.config.token_ids().values()) == expected
-    assert after["num_beams"] == before["num_beams"]
+    same = [n for n in before if not re.match("(bos|eos|pad|decoder_start)_|output_|use_cache|_|transf", n)]
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 
 @pytest.mark.parametrize(("ids", "value"), [({"eos_token_id": 211}, 211), ({"decoder_start_token_id": -1}, -1)])
