@@ -238,21 +238,26 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: the weights are missing.
-        ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape (all are
-            listed) or dtype; two embeddings; a tensor contains NaN or infinity, or overflows `dtype`; a mesh that
-            does not fit the model.
+        ValueError: a file is damaged; tensors are missing, superfluous or of the wrong shape or dtype; two
+            embeddings; a tensor contains NaN or infinity, or overflows `dtype`; a mesh that does not fit the
+            model.
     """
     tensors = TensorFiles(folder)
-    check_depth(folder, config, tensors)
+    stored = {name: tensors.shape(name) for name in tensors if name != _IGNORED}
     embedding, *copies = [name for name in (*_EMBEDDING, _UNEMBEDDING) if name in tensors] or _EMBEDDING[:1]
+
+    def name_of(path: ParameterPath) -> str:
+        return embedding if path == ("shared",) else hugging_face_name(path, config)
+
+    check_sizes(folder, config, stored, name_of)
     untied = _UNEMBEDDING in copies
     config = dataclasses.replace(config, tie_word_embeddings=not untied)
     shapes = parameter_shapes(config)
-    names = {path: hugging_face_name(path, config) for path in shapes} | {("shared",): embedding}
+    names = {path: name_of(path) for path in shapes}
     copies = [name for name in copies if name != _UNEMBEDDING]
     expected = {names[path]: shape for path, shape in shapes.items()}
     expected |= dict.fromkeys(copies, shapes[("shared",)])
-    check_shapes(folder, {name: tensors.shape(name) for name in tensors if name != _IGNORED}, expected)
+    check_shapes(folder, stored, expected)
     _check_dtypes(folder, {name: tensors.dtype(name) for name in expected})
 
     config, targets = parameter_targets(config, dtype, mesh)
@@ -337,20 +342,50 @@ def _make_array(
     return jax.make_array_from_callback(target.shape, target.sharding, read_shard)
 
 
-def check_depth(folder: Path, config: T5Config, names: Iterable[str]) -> None:
-    """Refuses a config of more layers than the weights have, before as many are traced and listed.
+_FIRST_LAYER = ("decoder", "layers_0")
+_SIZE_OF: dict[str, tuple[ParameterPath, int]] = {
+    "vocab_size": (("shared",), 0),
+    "d_model": (("shared",), 1),
+    "d_ff": ((*_FIRST_LAYER, "feed_forward", "wi"), 0),
+    "relative_attention_num_buckets": ((*_FIRST_LAYER, "self_attention", "relative_bias"), 0),
+    "num_heads": ((*_FIRST_LAYER, "self_attention", "relative_bias"), 1),
+    "d_kv": ((*_FIRST_LAYER, "self_attention", "query"), 0),  # for each head, which were compared before
+}
+"""For fields of a config: a parameter and which of its dimensions has that size."""
+
+
+def check_sizes(
+    folder: Path,
+    config: T5Config,
+    stored: Mapping[str, tuple[int, ...]],
+    name_of: Callable[[ParameterPath], str],
+) -> None:
+    """Refuses a config of other sizes than the weights have, before a model of these sizes is traced.
 
     Args:
         folder: the checkpoint, for the error.
         config: its config.
-        names: of its tensors, Hugging Face's or ours.
+        stored: shapes of the tensors in the checkpoint, by name.
+        name_of: the name of a parameter there.
+
+    Raises:
+        ValueError: names the field and its size in the weights.
     """
     for stack, field in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
         layer = re.compile(rf"\b{stack}\b.*?(?:\bblock\b|/layers_)\D*(\d+)")
-        stored = {match[1] for name in names if (match := layer.search(name))}
-        if (depth := getattr(config, field)) > len(stored):
-            allowed = f"at most {len(stored)}, the {stack} layers of the weights"
-            raise ValueError(f"{folder / 'config.json'}: {field} is {depth}; allowed: {allowed}")
+        depth = 1 + max((int(match[1]) for name in stored if (match := layer.search(name))), default=-1)
+        if not depth:
+            raise ValueError(f"{folder}: the weights have no T5 {stack}; allowed: those of an encoder and decoder")
+        _check_size(folder, config, field, depth, f"the {stack} layers of the weights")
+    for field, (path, dimension) in _SIZE_OF.items():
+        if len(shape := stored.get(name_of(path), ())) == 2:
+            size = shape[dimension] // (config.num_heads if field == "d_kv" else 1)
+            _check_size(folder, config, field, size, f"as {name_of(path)}")
+
+
+def _check_size(folder: Path, config: T5Config, field: str, size: int, where: str) -> None:
+    if (value := getattr(config, field)) != size:
+        raise ValueError(f"{folder / 'config.json'}: {field} is {value}; allowed: {size}, {where}")
 
 
 def _check_dtypes(where: Path, dtypes: Mapping[str, str]) -> None:
@@ -376,22 +411,29 @@ def check_shapes(
         config: what the error calls the config.
 
     Raises:
-        ValueError: lists every tensor that is missing, superfluous or of another shape.
+        ValueError: names one tensor that is missing, superfluous or of another shape, and counts the others.
     """
     if wrappers := _wrappers(stored, expected):
         raise ValueError(
             f"{folder}: names of tensors contain {', '.join(wrappers)}, as {next(iter(stored))}; "
             "allowed: those of a whole model, unwrapped and merged before it was saved"
         )
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in stored]
-    problems += [f"not of this model: {name} {shape}" for name, shape in stored.items() if name not in expected]
-    problems += [
-        f"wrong shape: {name} {stored[name]}; {config} says {shape}"
-        for name, shape in expected.items()
-        if name in stored and stored[name] != shape
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in stored],
+        "not of this model": [f"{name} {shape}" for name, shape in stored.items() if name not in expected],
+        "wrong shape": [
+            f"{name} {stored[name]}, {config} says {shape}"
+            for name, shape in expected.items()
+            if name in stored and stored[name] != shape
+        ],
+    }
+    said = [
+        f"{kind}: {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}"
+        for kind, found in problems.items()
+        if found
     ]
-    if problems:
-        raise ValueError(f"{folder}: the tensors do not fit {config}\n  " + "\n  ".join(problems))
+    if said:
+        raise ValueError(f"{folder}: the tensors do not fit {config}; {'; '.join(said)}")
 
 
 def _wrappers(stored: Iterable[str], expected: Iterable[str]) -> list[str]:

@@ -29,8 +29,8 @@ from dvp_jax.t5.files import check_fetched, read_json
 from dvp_jax.t5.hugging_face import (
     DTYPES,
     META_FILE,
-    check_depth,
     check_shapes,
+    check_sizes,
     parameter_shapes,
     parameter_targets,
     read_checkpoint,
@@ -167,8 +167,8 @@ def load_model(
         ValueError: unknown dtype or precision, a damaged file (by its checksum, if `save_model` wrote it), an
             impossible value in config.json or generation_config.json, another model type, a quantized model, an
             adapter, a tokenizer that is not whole or has more ids than the model, common tokens of another
-            vocabulary, tensors that do not fit config.json (all are listed), weights that are NaN or infinite in
-            `dtype`, a mesh that does not fit the model.
+            vocabulary, tensors that do not fit config.json, weights that are NaN or infinite in `dtype`, a mesh
+            that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
@@ -359,14 +359,10 @@ def _read_orbax(folder: Path, config: T5Config, dtype: str, mesh: Mesh | None) -
             stored = traverse_util.flatten_dict(checkpointer.metadata(params_folder).item_metadata.tree)
         except (ValueError, OSError, AttributeError) as error:
             raise ValueError(f"{params_folder} is not a complete Orbax checkpoint: {error}") from None
-        check_depth(folder, config, ["/".join(path) for path in stored])
+        shapes = {"/".join(path): tuple(leaf.shape) for path, leaf in stored.items()}
+        check_sizes(folder, config, shapes, "/".join)
         config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in stored)
-        expected = parameter_shapes(config)
-        check_shapes(
-            folder,
-            {"/".join(path): tuple(leaf.shape) for path, leaf in stored.items()},
-            {"/".join(path): shape for path, shape in expected.items()},
-        )
+        check_shapes(folder, shapes, {"/".join(path): shape for path, shape in parameter_shapes(config).items()})
         config, target = parameter_targets(config, dtype, mesh)
         # strict=False fills the vocabulary's padding with zeros. All other shapes were checked above.
         params = checkpointer.restore(params_folder, traverse_util.unflatten_dict(target), strict=False)

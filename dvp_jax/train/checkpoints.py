@@ -166,7 +166,7 @@ class Checkpoints:
             like: a state of this run. The restored arrays get its shapes, dtypes and shardings.
 
         Raises:
-            ValueError: the checkpoint has other arrays. The message lists all that differ.
+            ValueError: the checkpoint has other arrays.
             DamagedCheckpointError: it cannot be read, or is not what was saved.
         """
         folder = self._folder / str(step)

@@ -99,7 +99,7 @@ def test_a_classifier_of_another_model_is_refused(trained, tmp_path):
     model, _, _ = trained
     meta = ExitClassifier(jnp.zeros(7), jnp.float32(0.0))
     dvp_jax.save_model(tmp_path / "model", dataclasses.replace(model, params={**model.params, "meta": meta}))
-    with pytest.raises(ValueError, match=r"wrong shape: weight \(7,\); config.json says \(32,\)"):
+    with pytest.raises(ValueError, match=r"wrong shape: weight \(7,\), config.json says \(32,\)"):
         dvp_jax.load_model(tmp_path / "model")
 
 

@@ -517,38 +517,24 @@ def test_a_used_workdir_is_refused_without_resume(tmp_path, counting):
 
 
 @pytest.mark.parametrize(
-    ("fields", "cfg_fields", "listed"),
+    ("fields", "cfg_fields", "said"),
     [
-        (
-            {"d_ff": 48},
-            {},
-            [
-                "wrong shape: params/encoder/layers_0/feed_forward/wi (32, 16); this run says (48, 16)",
-                "wrong shape: params/decoder/layers_1/feed_forward/wo (16, 32); this run says (16, 48)",
-            ],
-        ),
-        (
-            {"num_decoder_layers": 3},
-            {},
-            ["missing: params/decoder/layers_2/self_attention/query (16, 16)"],
-        ),
-        (
-            {"num_decoder_layers": 1},
-            {},
-            ["not of this model: params/decoder/layers_1/cross_attention/output (16, 16)"],
-        ),
+        ({"d_ff": 48}, {}, ["wrong shape: ", "/layers_0/feed_forward/wi (32, 16), this run says (48, 16) and "]),
+        # Ten matrices and three norms, and two averages of each.
+        ({"num_decoder_layers": 3}, {}, ["missing: params/decoder/layers_2/", " and 38 more"]),
+        ({"num_decoder_layers": 1}, {}, ["not of this model: ", "/decoder/layers_1/", " and 38 more"]),
         ({}, {"optimizer": "adafactor"}, ["missing: optimizer/", "not of this model: optimizer/"]),
     ],
 )
-def test_checkpoints_of_other_arrays_are_refused_and_left_alone(tmp_path, counting, fields, cfg_fields, listed):
+def test_checkpoints_of_other_arrays_are_refused_and_left_alone(tmp_path, counting, fields, cfg_fields, said):
     trainer.train(tiny_model(), make_batches(), None, quick_config(steps=4), tmp_path)
     before = files_under(tmp_path)
     other = tiny_model(dataclasses.replace(CONFIG, **fields))
     with pytest.raises(ValueError) as error:
         trainer.train(other, make_batches(), None, quick_config(**cfg_fields), tmp_path, resume=True)
     assert str(tmp_path / "checkpoints" / "4") in str(error.value)
-    for line in listed:
-        assert line in str(error.value)
+    for part in said:
+        assert part in str(error.value)
     assert files_under(tmp_path) == before
 
 
