@@ -191,8 +191,8 @@ class _PytorchFile:
             self._tensors = dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch.load has no error class of its own
             raise ValueError(f"{path} {_what_pytorch_has_not_read(path, error)}") from None
-        if wrong := [str(name) for name, value in self._tensors.items() if not torch.is_tensor(value)]:
-            raise ValueError(f"{path}: not tensors: {', '.join(wrong)}")
+        if wrong := [str(name) for name, value in self._tensors.items() if not _has_values(value)]:
+            raise ValueError(f"{path}: not tensors with their values: {', '.join(wrong)}")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._tensors.items()}
         self._uint8 = torch.uint8
@@ -203,6 +203,13 @@ class _PytorchFile:
         yield tensor.contiguous().view(self._uint8).numpy().view(jnp.dtype(self.dtypes[name]))
 
 
+def _has_values(value: Any) -> bool:
+    """Whether an entry of a `.bin` file is a tensor that is neither sparse nor only a shape ("meta")."""
+    import torch
+
+    return torch.is_tensor(value) and value.layout == torch.strided and not value.is_meta
+
+
 def _what_pytorch_has_not_read(path: Path, error: Exception) -> str:
     """Says why `torch.load` has not read a file, in one line."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -210,7 +217,7 @@ def _what_pytorch_has_not_read(path: Path, error: Exception) -> str:
     with contextlib.suppress(Exception):  # a truncated file
         if classes := get_unsafe_globals_in_checkpoint(path):
             return f"holds {classes[0]}; allowed: a state dict, as torch.save(model.state_dict(), path) writes"
-    return f"is truncated or is not a PyTorch state dict: {str(error).splitlines()[0]}"
+    return f"is truncated or is not a PyTorch state dict: {(str(error) or repr(error)).splitlines()[0]}"
 
 
 def read_checkpoint(

@@ -283,7 +283,7 @@ def _check_sums(folder: Path) -> None:
     if not sums.is_file():
         return
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        value, _, name = line.partition("  ")
+        value, name = line[:64], line[66:]  # between them, a space or "*" says how sha256sum has read the file
         path = folder / name
         if not (path.is_file() and _sum(path) == value):
             raise ValueError(
@@ -375,18 +375,22 @@ def _read_orbax(folder: Path, config: T5Config, dtype: str, mesh: Mesh | None) -
     return config, params
 
 
+_WEIGHT_FILES = {"model": "safetensors", "pytorch_model": "bin"}
+"""The names of weights in one file or several. Variants, such as model.fp16.safetensors, have other names."""
+
+
 def _download(repository: str) -> Path:
     """Downloads a hub repository: its safetensors files, or PyTorch's if it has none. Returns the folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     small = ["*.json", *_TOKENIZER_FILES, META_FILE]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*small, "model*.safetensors"]))
-        if not any(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(repository, allow_patterns=[*small, "pytorch_model*.bin"]))
-    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{repository} is neither a folder nor a hub repository that can be reached: {error}"
-        ) from None
+        for stem, ending in _WEIGHT_FILES.items():
+            weights = [f"{stem}.{ending}", f"{stem}-?????-of-?????.{ending}"]
+            folder = Path(snapshot_download(repository, allow_patterns=[*small, *weights]))
+            if any(path for pattern in weights for path in folder.glob(pattern)):
+                break
+    except Exception as error:  # of any class: the hub's own, and those of its library for HTTP
+        what = f"{repository} is neither a folder nor a hub repository that can be reached"
+        raise FileNotFoundError(f"{what}: {' '.join(str(error).split())}") from None
     return folder

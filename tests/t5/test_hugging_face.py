@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -229,11 +230,12 @@ def test_a_truncated_safetensors_file_is_named(folder, keep):
         dvp_jax.load_model(folder)
 
 
-def test_a_truncated_pytorch_file_is_named(folder):
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_a_truncated_pytorch_file_is_named(folder, keep):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     path = folder / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:1000])
+    path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is truncated"):
         dvp_jax.load_model(folder)
 
@@ -471,6 +473,14 @@ def test_parameters_in_a_pytorch_file_load(folder):
     assert_same_params(dvp_jax.load_model(folder).params, expected.params)
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta"), torch.Tensor.tolist])
+def test_entries_of_a_pytorch_file_without_values_are_refused(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    write_bin(folder, tensors | {"shared.weight": change(tensors["shared.weight"])})
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: not tensors with their values: shared\.weight$"):
+        dvp_jax.load_model(folder)
+
+
 def whole_model(folder):
     write_bin(folder, random_model("t5"))
 
@@ -634,6 +644,7 @@ def test_a_tokenizer_of_bytes_needs_no_vocabulary(folder):
         "spm.model",
         "added_tokens.json",
         "generation_config.json",
+        "model-00001-of-00002.safetensors",
         "meta_classifier.safetensors",
     ],
 )
@@ -643,13 +654,24 @@ def test_the_hub_gives_whatever_files_a_tokenizer_has(folder, name, monkeypatch)
     fetched = set()
 
     def snapshot_download(repository, allow_patterns):
-        offered = [name, "config.json", "model.safetensors", "tf_model.h5", "README.md"]
+        offered = [name, "config.json", "model.safetensors", "tf_model.h5", "README.md", "model.fp16.safetensors"]
         fetched.update(huggingface_hub.utils.filter_repo_objects(offered, allow_patterns=allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     dvp_jax.load_model("somebody/some-t5")
     assert fetched == {name, "config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("proxy\n\n refused"), OSError(28, "No space"), KeyError("x")])
+def test_what_keeps_the_hub_from_being_read_is_said_in_one_line(error, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", mock.Mock(side_effect=error))
+    words = " ".join(str(error).split())
+    message = f"somebody/some-t5 is neither a folder nor a hub repository that can be reached: {words}"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        dvp_jax.load_model("somebody/some-t5")
 
 
 def test_an_unknown_dtype_is_refused(folder):
@@ -731,8 +753,8 @@ def test_a_hub_repository_loads_from_the_local_cache(tmp_path, monkeypatch):
     snapshot = save(peer, repository / "snapshots" / ("0" * 40))
     model = dvp_jax.load_model("somebody/some-t5")
     np.testing.assert_array_equal(model.params["shared"], peer.shared.weight.detach().numpy())
-    # and one that has PyTorch's file only
-    (snapshot / "model.safetensors").unlink()
+    # and one that has PyTorch's file only, beside a variant
+    (snapshot / "model.safetensors").rename(snapshot / "model.fp16.safetensors")
     torch.save(state_dict(peer), snapshot / "pytorch_model.bin")
     assert_same_params(dvp_jax.load_model("somebody/some-t5").params, model.params)
 
@@ -754,6 +776,9 @@ def test_weights_with_a_flipped_byte_are_refused_by_name(folder, tmp_path, forma
     saved = tmp_path / "saved"
     dvp_jax.save_model(saved, dvp_jax.load_model(folder), format=format)
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=saved, check=True, capture_output=True)
+    sums = (saved / "SHA256SUMS").read_text()
+    (saved / "SHA256SUMS").write_text(sums.replace("  ", " *"))  # as `sha256sum --binary` writes it
+    dvp_jax.load_model(saved)
     weights = [path for path in saved.rglob("*") if path.suffix == ".safetensors" or "params" in path.parts]
     path = max(weights, key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
