@@ -355,17 +355,16 @@ def _read_orbax(folder: Path, config: T5Config, dtype: str, mesh: Mesh | None) -
     """Reads a folder that `save_model(..., format="orbax")` wrote. Raises ValueError as `load_model` does."""
     params_folder = (folder / "params").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
+        with _damage_named(params_folder):
             stored = traverse_util.flatten_dict(checkpointer.metadata(params_folder).item_metadata.tree)
-        except (ValueError, OSError, AttributeError) as error:
-            raise ValueError(f"{params_folder} is not a complete Orbax checkpoint: {error}") from None
         shapes = {"/".join(path): tuple(leaf.shape) for path, leaf in stored.items()}
         check_sizes(folder, config, shapes, "/".join)
         config = dataclasses.replace(config, tie_word_embeddings=("lm_head",) not in stored)
         check_shapes(folder, shapes, {"/".join(path): shape for path, shape in parameter_shapes(config).items()})
         config, target = parameter_targets(config, dtype, mesh)
-        # strict=False fills the vocabulary's padding with zeros. All other shapes were checked above.
-        params = checkpointer.restore(params_folder, traverse_util.unflatten_dict(target), strict=False)
+        with _damage_named(params_folder):
+            # strict=False fills the vocabulary's padding with zeros. All other shapes were checked above.
+            params = checkpointer.restore(params_folder, traverse_util.unflatten_dict(target), strict=False)
     if not_finite := [
         "/".join(path)
         for path, leaf in traverse_util.flatten_dict(params).items()
@@ -373,6 +372,16 @@ def _read_orbax(folder: Path, config: T5Config, dtype: str, mesh: Mesh | None) -
     ]:
         raise ValueError(f"{folder}: NaN or infinity in {', '.join(not_finite)}, as {dtype}")
     return config, params
+
+
+@contextlib.contextmanager
+def _damage_named(params_folder: Path) -> Iterator[None]:
+    """Names the folder of arrays that Orbax cannot read."""
+    try:
+        yield
+    except Exception as error:  # of any class: Orbax, TensorStore and Python have each their own
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"{params_folder} is not a complete Orbax checkpoint: {reason}") from None
 
 
 _WEIGHT_FILES = {"model": "safetensors", "pytorch_model": "bin"}
