@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
 
 from absl import flags
 
@@ -81,12 +80,12 @@ def _run() -> None:
     benchmark = make_benchmark(
         _SHAPE.value,
         _METHODS.value,
-        _integers(_DEPTHS) if _DEPTHS.value else None,
+        launch.integers(_DEPTHS) if _DEPTHS.value else None,
         prune_size=_PRUNE_SIZE.value,
-        exit_depths=[number or None for number in _integers(_EXIT_DEPTHS)],
-        branch_every=[number or None for number in _integers(_BRANCHING)],
+        exit_depths=[number or None for number in launch.integers(_EXIT_DEPTHS)],
+        branch_every=[number or None for number in launch.integers(_BRANCHING)],
         unembeddings=_UNEMBEDDINGS.value,
-        max_waiting=_integers(_WAITING) if _WAITING.value else [None],
+        max_waiting=launch.integers(_WAITING) if _WAITING.value else [None],
         vocab_size=_VOCAB.value,
         batch=_BATCH.value,
         source_length=_SOURCE.value,
@@ -100,15 +99,6 @@ def _run() -> None:
         results.add(measurement)
     results.finish()
     results.plot()
-
-
-def _integers(flag: flags.FlagHolder[Any]) -> list[int]:
-    try:
-        return [int(text) for text in flag.value]
-    except ValueError:
-        raise ValueError(
-            f"{flag.name} is {','.join(flag.value)}; allowed: integers, with commas between"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed rounds.", lower_bound=1)
 
 def main() -> None:
     """Compares the schedules for each task, method and number of rows."""
-    slots = [int(number) for number in _SLOTS.value]
+    slots = launch.integers(_SLOTS, least=1)
     config = _CONFIG.value.to_dict()
     print(run_throughput(config, _WORKDIR.value, slots=slots, orders=_ORDERS.value, rounds=_ROUNDS.value))
 

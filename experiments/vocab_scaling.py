@@ -48,7 +48,7 @@ def main() -> None:
     sections = run_vocabulary_scaling(
         _CONFIG.value.to_dict() if _CONFIG.value else None,
         _WORKDIR.value,
-        vocab_sizes=[int(size) for size in _SIZES.value],
+        vocab_sizes=launch.integers(_SIZES, least=1),
         exit_layer=_EXIT.value,
         rounds=_ROUNDS.value,
         shape=_SHAPE.value,

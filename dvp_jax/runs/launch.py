@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging as std_logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -40,8 +42,9 @@ def run(
 ) -> None:
     """Parses the flags, calls `main`, and exits with the status that it returns.
 
-    Bad input, a warning, and an interruption by Ctrl-C (status 130) are shown as one line each. With
-    --verbosity=1, bad input is shown as a traceback.
+    Bad input, a warning, and an interruption by Ctrl-C (status 130) or SIGTERM (143) are shown as one line each.
+    With --verbosity=1, bad input is shown as a traceback. In values of flags, "~/" at the start stands for the
+    user's home, as in a shell.
 
     Args:
         main: may raise ValueError, OSError or ImportError for bad input.
@@ -68,19 +71,27 @@ def run(
         try:
             if several:
                 _join()
+            # Also that of JAX, with which a process of several would ignore it.
+            signal.signal(signal.SIGTERM, _terminate)
+            sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 # None: it was closed
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a path may be no UTF-8
             status = main()
+            sys.stdout.flush()  # while a full disk, or a reader that is gone, can be told
             processes.leave()
             return status
+        except BrokenPipeError:  # such as of `| head`, which has read what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
+            return 128 + signal.SIGPIPE
         except (ValueError, OSError, ImportError) as error:
             if debugging:
                 raise
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt this line
+        except KeyboardInterrupt as error:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # a second one would interrupt this line
             print(f"interrupted: {interrupted.format_map(flags.FLAGS.flag_values_dict())}", file=sys.stderr)
-            return 130
+            return 128 + (error.args[0] if error.args else signal.SIGINT)
 
     app.run(call_main, flags_parser=_parse)
 
@@ -104,11 +115,34 @@ def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
+def integers(flag: flags.FlagHolder[Any], least: int = 0) -> list[int]:
+    """Returns the values of a list flag as integers.
+
+    Raises:
+        ValueError: a value is no integer, or below `least`.
+    """
+    if not all(text.strip().isdecimal() and int(text) >= least for text in flag.value):
+        given = ",".join(flag.value)
+        raise ValueError(f"{flag.name} is {given}; allowed: integers of at least {least}, with commas between")
+    return [int(text) for text in flag.value]
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """Handles SIGTERM as Ctrl-C: a checkpoint that is being written is finished."""
+    raise KeyboardInterrupt(number)
+
+
 def _parse(argv: list[str]) -> list[str]:
+    def in_home(word: str) -> str:  # a shell writes the home for "~/" at the start of a word only
+        return re.sub("^(--?[^=]+=)(~/.*)", lambda parts: parts[1] + os.path.expanduser(parts[2]), word)
+
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # the config has no such field
-        print(f"error: --config has no field {' '.join(str(error).split())}", file=sys.stderr)
+        return app.parse_flags_with_usage(list(map(in_home, argv)))
+    except AttributeError as error:
+        (reason,) = error.args
+        if isinstance(reason, KeyError):
+            reason = f"has no field {' '.join(reason.args[0].split())}"
+        print(f"error: --config {reason}", file=sys.stderr)
         sys.exit(1)
 
 

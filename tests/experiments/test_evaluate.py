@@ -318,7 +318,7 @@ def test_evaluate_refuses_to_start_without_a_model(tmp_path):
 
 def test_a_field_that_the_config_lacks_is_named(tmp_path):
     run = launch("evaluate", MULTI30K, f"--workdir={tmp_path}", "--config.batchsize=3")
-    check_error(run, "--config has no field", "batchsize", "batch_size")
+    check_error(run, """--config has no field 'batchsize' Did you mean "batch_size" instead of "batchsize"?""")
 
 
 def test_evaluate_names_a_model_folder_without_weights(checkpoint, evaluation, tmp_path):

@@ -1,5 +1,6 @@
 """How a launcher starts and ends: its flags, its exit status, and what it says of bad input."""
 
+import functools
 import os
 import re
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
 
 from dvp_jax.runs import launch
 from tests.launching import ROOT, call, start
+from tests.processes import process_flags
 
 LAUNCHED = """
 import sys
@@ -69,25 +72,58 @@ def test_launchers_show_bad_input_as_a_traceback_when_asked_to():
     assert run.returncode == 1 and "Traceback" in run.stderr
 
 
-def run_until_interrupted() -> None:
+def run_until_interrupted(number: signal.Signals) -> None:
     def main() -> None:
         warnings.warn("few examples", stacklevel=1)
         print(os.fsdecode(b"/data/\xff"))
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-        signal.raise_signal(signal.SIGINT)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)  # a job in the background ignores it
+        signal.raise_signal(number)
 
     flags.DEFINE_string("workdir", None, "The folder.")
-    launch.run(main, interrupted=launch.DECODED)
+    launch.run(main, several=True, interrupted=launch.DECODED)
 
 
-def test_ctrl_c_and_warnings_are_one_line_and_paths_that_are_not_utf8_are_printed_escaped():
-    run = call(run_until_interrupted, "--workdir=runs/a")
-    assert run.returncode == 130
+@pytest.mark.parametrize(
+    ("number", "status", "others"),
+    [(signal.SIGINT, 130, []), (signal.SIGTERM, 143, []), (signal.SIGTERM, 143, process_flags(1)[0])],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM to a process that has joined others, as JAX handles it too"],
+)
+def test_an_interruption_and_warnings_are_one_line_and_paths_that_are_not_utf8_are_printed_escaped(
+    number, status, others
+):
+    run = call(functools.partial(run_until_interrupted, number), "--workdir=~/a", *others)
+    assert run.returncode == status
     assert run.stdout == "/data/\\udcff\n"
     assert run.stderr.splitlines() == [
         "warning: few examples",
-        "interrupted: what was decoded is kept in runs/a; the same command goes on from there",
+        f"interrupted: what was decoded is kept in {Path.home()}/a; the same command goes on from there",
     ]
+
+
+def print_to_nobody(is_closed: bool) -> None:
+    if is_closed:
+        sys.stdout = None  # as Python does where descriptor 1 is closed
+    else:
+        reads, writes = os.pipe()
+        os.close(reads)
+        os.dup2(writes, 1)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    launch.run(lambda: print("a line"))
+
+
+@pytest.mark.parametrize(("is_closed", "status"), [(True, 0), (False, 128 + signal.SIGPIPE)])
+def test_a_launcher_whose_output_nobody_reads_ends_without_a_word(is_closed, status):
+    run = call(functools.partial(print_to_nobody, is_closed))
+    assert (run.returncode, run.stderr) == (status, "")
+
+
+def test_numbers_of_a_flag_are_integers_of_at_least_some_value():
+    assert launch.integers(SimpleNamespace(name="slots", value=["1", " 16"]), least=1) == [1, 16]
+    for value in (["4", "0"], ["1.5"], ["-1"], ["x"], [""]):
+        given = re.escape(",".join(value))
+        with pytest.raises(ValueError, match=f"^slots is {given}; allowed: integers of at least 1, with commas"):
+            launch.integers(SimpleNamespace(name="slots", value=value), least=1)
 
 
 COMPILE = """
