@@ -242,8 +242,20 @@ def _forward(config: T5Config, params: Params, ids: Array, mask: Array, targets:
     return nn.apply(lambda model: model(ids, mask, targets), T5(config))({"params": params})
 
 
+def as_array(name: str, value: ArrayLike) -> np.ndarray:
+    """Returns a value as an array.
+
+    Raises:
+        ValueError: it is a list of rows that differ in length.
+    """
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths; allowed: padded rows, with a mask") from None
+
+
 def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> Int[np.ndarray, "rows length"]:
-    ids = np.asarray(value)
+    ids = as_array(name, value)
     if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{name} has shape {ids.shape} and dtype {ids.dtype}; allowed: (B, S) integers")
     if ids.min() < 0 or ids.max() >= vocab_size:
@@ -255,7 +267,7 @@ def _check_source(
     config: T5Config, input_ids: ArrayLike, attention_mask: ArrayLike
 ) -> tuple[Int[np.ndarray, "batch source"], Bool[np.ndarray, "batch source"]]:
     ids = _check_ids("input_ids", input_ids, config.vocab_size)
-    mask = np.asarray(attention_mask)
+    mask = as_array("attention_mask", attention_mask)
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {mask.shape}; allowed: that of input_ids, {ids.shape}")
     if (wrong := np.argwhere((mask != 0) & (mask != 1))).size:

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dvp_jax.decode.api import decode_policy, generate, row_settings
+from dvp_jax.decode.api import as_array, decode_policy, generate, row_settings
 from dvp_jax.decode.config import DecodeConfig, request_config
 from dvp_jax.decode.generation_config import with_generation_config
 from dvp_jax.decode.lanes import Asked, Lane, Result
 from dvp_jax.decode.program import Settings
 from dvp_jax.decode.text import GeneratedText, Piece, check_text, source_bucket, to_text, tokenize, unpad_rows
+from dvp_jax.exits.policy import check_integer
 from dvp_jax.t5.load import Model
 from dvp_jax.t5.sharding import round_up_rows
 
@@ -69,8 +70,7 @@ class Engine:
         steps: int = 32,
     ) -> None:
         for name, value in (("slots", slots), ("max_source_length", max_source_length), ("steps", steps)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; allowed: at least 1")
+            check_integer(name, value, 1, None)
         decode_policy(model, cfg)
         self._model, self._cfg, self._steps = model, cfg, steps
         self._default = row_settings(cfg, model.config, np.zeros(1, int))  # of a request
@@ -293,7 +293,7 @@ class Engine:
             if self._model.tokenizer is None:
                 raise ValueError("model.tokenizer is None; allowed: token ids, or a model that has a tokenizer")
             request = self._model.tokenizer(request)["input_ids"]
-        ids = np.asarray(request)
+        ids = as_array("request", request)
         if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
             shown = textwrap.shorten(repr(request), 100, placeholder=" ...")
             raise ValueError(f"request is {shown}; allowed: a text, or at least one token id")

@@ -436,8 +436,9 @@ def test_by_default_a_request_has_at_most_512_tokens_of_any_id():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="slots is 0; allowed: at least 1"):
-        Engine(MODEL_OF, CALM, slots=0)
+    for name, value in (("slots", 0), ("slots", 2.5), ("steps", None), ("max_source_length", "512")):
+        with pytest.raises(ValueError, match=f"^{name} is {value!r}; allowed: an integer of at least 1$"):
+            Engine(MODEL_OF, CALM, **{name: value})
     with pytest.raises(ValueError, match="prune_size is 212"):
         Engine(MODEL_OF, dataclasses.replace(DVP, prune_size=212))
 
@@ -457,7 +458,7 @@ def test_more_texts_than_slots_are_generated_as_in_one_batch():
     few, batch = (dvp_jax.generate_text(lettered(), prompts, DVP, slots=slots) for slots in (2, 16))
     assert [text.tokens for text in few] == [text.tokens for text in batch]
     assert [text.text for text in few] == [text.text for text in batch]
-    with pytest.raises(ValueError, match="slots is 0; allowed: at least 1"):
+    with pytest.raises(ValueError, match="slots is 0; allowed: an integer of at least 1"):
         dvp_jax.generate_text(lettered(), prompts, DVP, slots=0)
 
 
