@@ -134,6 +134,15 @@ def remove_partial_files(folder: Path) -> None:
             path.unlink()
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Names the file where the block fails to write it. On a full disk Python does not say which it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a text file under a temporary name and renames it once it is complete and on the disk.
 
@@ -149,15 +158,24 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with lock(partial, path) as file:
         try:
-            file.truncate(0)
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-            partial.replace(path)
+            with written(path):
+                file.truncate(0)
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     _sync(path.parent)
+
+
+def check_free(folder: Path) -> None:
+    """Raises FileExistsError unless a path names nothing, or a folder without files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder"
+        )
 
 
 @contextlib.contextmanager
@@ -180,10 +198,7 @@ def write_folder(folder: str | Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     with lock(folder.with_name(f".{folder.name}.lock"), folder) as lock_file:
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise FileExistsError(
-                    f"{folder} holds a checkpoint already, or other files; allowed: a new or an empty folder"
-                )
+            check_free(folder)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             yield partial

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvp_jax.runs.files import checksum, read_sealed, seal, unseal, write_json_lines, write_whole
+from dvp_jax.runs.files import checksum, read_sealed, seal, unseal, write_json_lines, write_whole, written
 from dvp_jax.runs.processes import ALONE, Process
 
 Line = dict[str, Any]
@@ -128,7 +128,10 @@ class Predictions:
         """
         labelled = [{"task": task, "name": name, "batch": batch, "rows": len(lines), **line} for line in lines]
         if self._workdir is not None and self.process.writes:
-            with open(self._partial, "a", encoding="utf-8", errors="backslashreplace") as file:
+            with (
+                written(self._partial),
+                open(self._partial, "a", encoding="utf-8", errors="backslashreplace") as file,
+            ):
                 file.write("".join(seal(line, self._key) for line in labelled))
         self._batches[task, name, batch] = labelled
         return labelled

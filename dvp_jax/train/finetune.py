@@ -14,7 +14,8 @@ from dvp_jax.data import make_task
 from dvp_jax.data.task import LoadedTask, Task
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import lock_workdir, read_json, write_json
+from dvp_jax.runs.config import TRAINING, check_fields
+from dvp_jax.runs.files import check_free, lock_workdir, read_json, write_json
 from dvp_jax.runs.provenance import code_fingerprint, digest, versions
 from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard_model
 from dvp_jax.t5.sharding import make_mesh
@@ -58,16 +59,14 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
             code, versions, config, model or data.
         OSError: the workdir cannot be written, or another run has locked it.
     """
+    check_fields(config, TRAINING)
     cfg = make_train_config(config["train"])
     process = processes.current()
     with lock_workdir(workdir, process.index) as folder:
         _check_unused(folder, resume)
         _check_data(config)
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint(), "resume": resume})
-        tasks, validation_tasks = (  # bad data is refused before the model is read
-            [LoadedTask(make_task(name, **fields)) for name, fields in config[split].items()]
-            for split in ("tasks", "validation_tasks")
-        )
+        tasks, validation_tasks = (load_tasks(config, split) for split in ("tasks", "validation_tasks"))
         model = _start_model(config, tasks, cfg.seed, make_mesh(config.get("mesh"), all_processes=True))
         batches, validation_batches = _make_batches(config, cfg, model, tasks, validation_tasks)
         assert model.tokenizer is not None
@@ -87,16 +86,22 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         if process.first:
             write_json(folder / "config.json", written)
         best = train(model, batches, validation_batches, cfg, folder, resume=resume)
+        save_model(folder / "model", best)
         if process.first:
             _plot(folder)
-        save_model(folder / "model", best)
         return folder / "model"
+
+
+def load_tasks(config: Mapping[str, Any], split: str) -> list[Task]:
+    """Makes the tasks of a field of the config, and reads their data, so that bad data is refused early."""
+    return [LoadedTask(make_task(name, **fields)) for name, fields in config[split].items()]
 
 
 def _check_unused(folder: Path, resume: bool) -> None:
     """Raises FileExistsError if the folder holds a run that this one would overwrite."""
     if (folder / "model" / "config.json").exists():
         raise FileExistsError(f"{folder} holds a finished run; allowed: another workdir")
+    check_free(folder / "model")
     if (folder / "config.json").exists() and not resume:
         raise FileExistsError(f"{folder} holds a run; allowed: another workdir, or --resume")
 

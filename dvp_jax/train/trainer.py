@@ -20,8 +20,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from dvp_jax.exits.policy import check_integer
 from dvp_jax.runs import processes
-from dvp_jax.runs.files import write_whole
+from dvp_jax.runs.files import write_whole, written
 from dvp_jax.t5.config import T5Config
 from dvp_jax.t5.hugging_face import DTYPES
 from dvp_jax.t5.load import Model, use_precision
@@ -85,9 +86,11 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; allowed: an integer of at least 1")
+            check_integer(name, getattr(self, name), 1, None)
+        for name in ("warmup_steps", "seed"):
+            check_integer(name, getattr(self, name), 0, None)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}; allowed: an integer below 2 ** 32")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation is {self.accumulation}; allowed: a divisor of batch_size, {self.batch_size}"
@@ -100,8 +103,6 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}; allowed: a finite number above 0")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; allowed: an integer of at least 0")
 
     def make_optimizer(self) -> optax.GradientTransformation:
         """Returns the optimiser with its schedule."""
@@ -293,8 +294,9 @@ def train(
 
     Raises:
         FileExistsError: the workdir holds checkpoints and resume is False.
-        ValueError: the checkpoint's arrays are not those of this run, no checkpoint is whole, the loss is not
-            finite, or the model's mesh does not fit cfg. Earlier checkpoints are kept.
+        ValueError: the checkpoint's arrays are not those of this run, it has taken more steps than cfg says, no
+            checkpoint is whole, the loss is not finite, or the model's mesh does not fit cfg. Earlier checkpoints
+            are kept.
         OSError: a checkpoint or the log could not be written. Earlier checkpoints are kept.
     """
     cfg.depth_weights(model.config.num_decoder_layers)  # an error before anything is written
@@ -311,6 +313,7 @@ def train(
         state = _initial_state(model, cfg)
         if saved_steps:
             state = checkpoints.restore_latest(state)
+            _check_steps(int(state.step), checkpoints.steps()[-1], cfg, workdir)
         first_step = int(state.step) + 1
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
 
@@ -345,6 +348,16 @@ def train(
         if best_step != int(state.step):
             state = checkpoints.restore(best_step, state)
     return dataclasses.replace(model, params=state.params)
+
+
+def _check_steps(taken: int, name: int, cfg: TrainConfig, workdir: Path) -> None:
+    """Raises ValueError if a checkpoint's folder was renamed, or the run was longer than it shall be."""
+    if taken != name:
+        raise ValueError(
+            f"{workdir / 'checkpoints' / str(name)} is of step {taken}; allowed: a folder of this name"
+        )
+    if taken > cfg.steps:
+        raise ValueError(f"steps is {cfg.steps}; allowed: at least {taken}, which the run in {workdir} has taken")
 
 
 def _initial_state(model: Model, cfg: TrainConfig) -> TrainState:
@@ -440,11 +453,8 @@ class MetricsLog:
         """
         if not self._writes:
             return
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OSError(f"{self._path} cannot be written: {error.strerror}") from None
+        with written(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -460,8 +470,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-            has_fields = isinstance(value["step"], int) and isinstance(
-                value["loss"], float if value["split"] == "train" else list
+            is_train = value["split"] == "train"
+            measured = [value["loss"]] if is_train else [value["loss"], value["accuracy"]]
+            has_fields = isinstance(value["step"], int) and all(
+                isinstance(each, float if is_train else list) for each in measured
             )
         except (ValueError, KeyError, TypeError):
             has_fields = False

@@ -87,6 +87,16 @@ def test_an_interrupted_write_leaves_things_as_they_were(tmp_path, old):
     assert old is None or path.read_text() == old
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full_disk(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=f"^{tmp_path}/file cannot be written: {os.strerror(errno.ENOSPC)}$"):
+        write_whole(tmp_path / "file", ["text"])
+    assert files_of(tmp_path) == []
+
+
 def test_nobody_sees_a_file_that_is_half_written(tmp_path):
     def parts():
         yield "one\n" * 100_000  # more than any buffer holds

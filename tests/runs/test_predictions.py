@@ -32,6 +32,15 @@ def test_batches_of_an_interrupted_run_are_found_again(tmp_path):
     assert ids(Predictions(tmp_path, "key").get("squad", "full", 1)) == ["c"]
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    predictions = Predictions(tmp_path, "key")
+    path = tmp_path / "predictions.partial.jsonl"
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"^{path} cannot be written: No space left on device$"):
+        predictions.add("squad", "full", 0, texts("a"))
+
+
 @pytest.mark.parametrize("torn", range(1, 75, 6))
 def test_a_torn_line_is_dropped_with_its_batch(tmp_path, torn):
     first = Predictions(tmp_path, "key")

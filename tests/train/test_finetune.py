@@ -416,6 +416,15 @@ def test_an_empty_workdir_is_refused_before_anything_is_written(data, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_where_the_model_goes_are_refused_before_anything_is_read(data, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").touch()
+    with pytest.raises(
+        FileExistsError, match=f"^{tmp_path}/model holds .*other files; allowed: a new or an empty f"
+    ):
+        finetune(config_of(data, tasks={}), tmp_path)
+
+
 def test_a_missing_data_file_is_named(data, tmp_path):
     run = launch(data, tmp_path / "run", f"--config.tasks.samsum.path={data}/nothing.csv")
     check_error(run, f"no data file {data}/nothing.csv")

@@ -84,6 +84,9 @@ NO_DROPOUT = dataclasses.replace(CONFIG, dropout_rate=0.0)
         ({"learning_rate": math.nan}, "learning_rate is nan; allowed: a finite number above 0"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0; allowed: a finite number above 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1; allowed: an integer of at least 0"),
+        ({"warmup_steps": 1.5}, "warmup_steps is 1.5; allowed: an integer of at least 0"),
+        ({"seed": -1}, "seed is -1; allowed: an integer of at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; allowed: an integer below 2 ** 32"),
         (
             {"leraning_rate": 1e-3, "seeds": 1},
             "train has no leraning_rate, seeds; allowed: steps, batch_size, accum",
@@ -538,6 +541,23 @@ def test_checkpoints_of_other_arrays_are_refused_and_left_alone(tmp_path, counti
     assert files_under(tmp_path) == before
 
 
+def test_a_run_is_not_resumed_with_fewer_steps_than_it_has_taken(tmp_path, counting):
+    trainer.train(tiny_model(), make_batches(), None, quick_config(steps=4), tmp_path)
+    before = files_under(tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"^steps is 3; allowed: at least 4, which the run in {tmp_path} has taken$"
+    ):
+        trainer.train(tiny_model(), make_batches(), None, quick_config(steps=3), tmp_path, resume=True)
+    assert files_under(tmp_path) == before
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path, counting):
+    trainer.train(tiny_model(), make_batches(), None, quick_config(steps=4), tmp_path)
+    (tmp_path / "checkpoints" / "4").rename(tmp_path / "checkpoints" / "6")
+    with pytest.raises(ValueError, match=r"checkpoints/6 is of step 4; allowed: a folder of this name$"):
+        trainer.train(tiny_model(), make_batches(), None, quick_config(), tmp_path, resume=True)
+
+
 # Losses that are not finite
 
 
@@ -586,7 +606,16 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_left_as_it_was(tmp_path
     assert files_under(tmp_path) == before
 
 
-@pytest.mark.parametrize("line", ["", "[]", '{"step": 4', '{"step": "4", "split": "train", "loss": 1.0}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "[]",
+        '{"step": 4',
+        '{"step": "4", "split": "train", "loss": 1.0}',
+        '{"step": 4, "split": "validation", "loss": [1.0]}',
+    ],
+)
 def test_a_damaged_line_of_the_log_is_named_and_the_others_kept(tmp_path, line):
     good = [json.dumps({"step": step, "split": "train", "loss": 1.5}) for step in (2, 4, 6)]
     path = tmp_path / "metrics.jsonl"
