@@ -159,7 +159,7 @@ def token_table(
         cfgs: how to read each depth, by name; at least one.
 
     Raises:
-        ValueError: a cfg does not fit the model.
+        ValueError: a cfg does not fit the model, or logits are not finite.
     """
     layers = model.config.num_decoder_layers
     ranks, candidates, confidences = [], {name: [] for name in cfgs}, {name: [] for name in cfgs}  # type: ignore[var-annotated]
@@ -169,6 +169,7 @@ def token_table(
         tokens, real = pad_rows(batch, len(batch), length, model.config.pad_token_id)
         for name, cfg in cfgs.items():
             traced = jax.tree.map(np.asarray, trace(model, encoded, tokens, np.full_like(tokens, layers), cfg))
+            _check_finite(traced.confidences, real, sources.examples[rows])
             candidates[name].append(traced.candidates[real])  # (tokens of the batch, depths)
             confidences[name].append(traced.confidences[real])
         ranks.append(traced.ranks[real])  # equal for all configs
@@ -183,3 +184,18 @@ def token_table(
             for name in cfgs
         },
     )
+
+
+def _check_finite(
+    confidences: Float[np.ndarray, "rows tokens depths"],
+    real: Bool[np.ndarray, "rows tokens"],
+    examples: list[Example],
+) -> None:
+    """Raises ValueError if a confidence was read from logits that are not finite."""
+    wrong = np.argwhere(np.isnan(confidences) & real[:, :, None])
+    if len(wrong):
+        row, token, depth = wrong[0]
+        raise ValueError(
+            f"example {examples[row].id}: logits of token {token + 1} at depth {depth + 1} are not finite; "
+            "allowed: a model that does not overflow"
+        )

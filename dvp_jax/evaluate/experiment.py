@@ -21,6 +21,7 @@ from dvp_jax.evaluate.reports import report_evaluation, report_sweep
 from dvp_jax.evaluate.results import compare_with_full
 from dvp_jax.evaluate.traces import trace_texts
 from dvp_jax.runs import processes
+from dvp_jax.runs.config import EVALUATION, SWEEP, check_fields
 from dvp_jax.runs.files import (
     file_name,
     lock_workdir,
@@ -79,11 +80,12 @@ def open_experiment(
         The experiment. The folder is unlocked at the end.
 
     Raises:
-        ValueError: no model or no task is named, an unknown task or field, an impossible value, no settings of the
-            method `only`, a bad checkpoint, or processes that differ in code, versions, config, model or data.
+        ValueError: a field is missing, no model or no task is named, an unknown task or field, an impossible value, no
+            settings of the method `only`, a bad checkpoint, settings that do not fit the model, or processes that
+            differ in code, versions, config, model or data.
         OSError: workdir cannot be made or written, or is in use.
     """
-    if not config["model"]:
+    if not config.get("model"):
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
     for name, least in (("batch_size", 1), ("limit", 1), ("explore", 0)):
         value = config.get(name)
@@ -91,8 +93,7 @@ def open_experiment(
             raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
     if config.get("confidence_time") and config["batch_size"] > 1:
         raise ValueError(f"config.batch_size is {config['batch_size']}; allowed with config.confidence_time: 1")
-    if not config["tasks"]:
-        raise ValueError(f"config.tasks is {config['tasks']!r}; allowed: the settings of at least one task")
+    check_fields(config, EVALUATION)
     process = processes.current()
     with lock_workdir(workdir, process.index) as folder:
         process.agree({"versions": versions(), "config": config, "code": code_fingerprint()})
@@ -107,6 +108,8 @@ def open_experiment(
         if model is None:
             mesh = make_mesh(config.get("mesh"))
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
+        for cfg in itertools.chain.from_iterable(each.values() for each in methods):
+            decode_policy(model, cfg)  # settings that do not fit the model are refused before anything is decoded
         made_by = provenance(config, model, loaded, seed)
         process.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
         process = dataclasses.replace(process, together=spans_processes(model.mesh))
@@ -216,6 +219,7 @@ def run_sweep(config: Mapping[str, Any], workdir: str | Path) -> list[dict[str, 
         ValueError: bad settings or data.
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
+    check_fields(config, SWEEP)
     methods = sweep_methods(config["sweep"])
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
         rows: list[dict[str, Any]] = []
@@ -247,14 +251,11 @@ def decode_cells(experiment: Experiment, *, predictions: bool = False) -> Iterat
         predictions.jsonl.
 
     Raises:
-        ValueError: settings that do not fit the model (before anything is decoded), bad data, or more processes
-            than cells.
+        ValueError: bad data, or more processes than cells.
         OSError: a file is missing or cannot be written, or the processes do not share a folder.
     """
     model, config, process = experiment.model, experiment.made_by["config"], experiment.process
     names = list(experiment.tasks[0][1])
-    for cfg in experiment.tasks[0][1].values():
-        decode_policy(model, cfg)
     if len(names) < process.parts:
         raise ValueError(f"num_processes is {process.parts}; allowed: at most the cells, {len(names)}")
     files = _cell_files(experiment, names)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from dvp_jax.data import make_task
 from dvp_jax.data.task import Example
 from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, sweep_methods
 from dvp_jax.evaluate.learn_then_test import check_promise, choose, learn_then_test, smallest_delta
@@ -18,6 +19,7 @@ from dvp_jax.evaluate.results import Row, work
 from dvp_jax.metrics.quality import text_quality
 from dvp_jax.metrics.translation import suits_13a
 from dvp_jax.report.table import Table
+from dvp_jax.runs.config import SWEEP, check_fields
 from dvp_jax.runs.files import check_output, write_json
 
 KINDS = {
@@ -132,6 +134,7 @@ def select(
     """
     if output is not None:
         output = check_output(output)
+    check_fields(config, SWEEP)
     config = _with_task({**config, "sweep": {"full": {}, **config["sweep"]}}, task)
     methods = sweep_methods(config["sweep"])
     for name, fields in methods.items():
@@ -141,10 +144,14 @@ def select(
                 "is nothing to certify, and experiments.sweep finds its fastest setting"
             )
     paths = ordered_paths(methods)
+    if check is not None:
+        check = _with_task(check, next(iter(config["tasks"])))
+        for name, fields in check["tasks"].items():
+            make_task(name, **fields).load()  # bad data is refused before the grid is decoded
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
         ((the_task, cfgs),) = experiment.tasks
         promise = dataclasses.replace(promise, measure=promise.measure or the_task.measure)
-        examples = the_task.load()[: config["limit"]]
+        examples = the_task.load()[: config.get("limit")]
         n = len(examples)
         if promise.measure == "bleu" and not suits_13a([text for x in examples for text in x.references]):
             raise ValueError("measure is 'bleu', which does not find the words of these references; allowed: chrf")
@@ -161,7 +168,7 @@ def select(
         measured = {"calibration": _measured(rows, losses, returned)}
         if check is not None:
             compared = {name: methods[name] for name in (full["name"], returned)}
-            check = {**_with_task(check, the_task.name), "methods": compared}
+            check = {**check, "methods": compared}
             measured["check"] = _measure_on_other_examples(experiment, check, promise, returned)
         result = {
             "config": dataclasses.asdict(cfgs[returned]),
@@ -235,7 +242,7 @@ def _decode(
         The row of results and the losses of each cell by its name, the full model first.
     """
     ((task, _),) = experiment.tasks
-    examples = task.load()[: experiment.made_by["config"]["limit"]]
+    examples = task.load()[: experiment.made_by["config"].get("limit")]
     rows: dict[str, Row] = {}
     losses = {}
     full_texts: list[str] = []
@@ -300,7 +307,7 @@ def _measure_on_other_examples(
 ) -> dict[str, Any]:
     """Decodes the examples of another config with the experiment's model, and measures the setting `name`."""
     config = experiment.made_by["config"]
-    same = {field: config[field] for field in ("model", "dtype", "batch_size", "explore")}
+    same = {field: config[field] for field in ("model", "dtype", "batch_size", "explore") if field in config}
     with open_experiment({**check, **same}, experiment.workdir / "check", model=experiment.model) as held_out:
         return _measured(*_decode(held_out, promise), name)
 

@@ -1,12 +1,15 @@
 """The table of tokens against PyTorch's hidden states."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 import dvp_jax
 from dvp_jax.analysis.tokens import full_model_texts, load_sources, reference_texts, token_table
 from tests.analysis.helpers import confidences, depth_logits, pruned, ranks
-from tests.launching import SENTENCES, Sentences
+from tests.launching import SENTENCES, VOCAB_SIZE, Sentences
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -90,6 +93,14 @@ def test_references_are_the_first_ones_with_the_end_token(checkpoint, model):
     assert reference_texts(sources, 10) == [checkpoint.ids("dada dade"), checkpoint.ids("bibo bibu bida")]
     with pytest.warns(UserWarning, match="1 of 2 references are longer than 3"):
         assert reference_texts(sources, 3) == [checkpoint.ids("dada dade"), checkpoint.ids("bibo bibu")]
+
+
+def test_texts_of_a_model_that_overflows_are_refused(model, sources, texts):
+    params = jax.tree.map(lambda x: x * np.inf if x.shape[:1] == (VOCAB_SIZE,) else x, model.params)
+    with pytest.raises(
+        ValueError, match=r"^example id 0: logits of token 1 at depth 1 are not finite; allowed: a m"
+    ):
+        token_table(dataclasses.replace(model, params=params), sources, texts, {"whole": CALM})
 
 
 def test_limit_takes_the_first_examples(model):

@@ -6,8 +6,10 @@ import pytest
 
 from dvp_jax.data import Example
 from dvp_jax.evaluate import experiment
-from dvp_jax.evaluate.experiment import open_experiment, sweep_methods
-from tests.launching import files_of
+from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, sweep_methods
+from dvp_jax.runs.processes import Process
+from tests.launching import Sentences, files_of
+from tests.train.helpers import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -74,20 +76,46 @@ def test_counts_that_cannot_be_are_refused_before_anything_is_written(tmp_path, 
     assert files_of(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (
-            {"batch_size": 2, "confidence_time": True},
-            "config.batch_size is 2; allowed with config.confidence_time: 1",
-        ),
-        ({"tasks": {}}, "config.tasks is {}; allowed: the settings of at least one task"),
-    ],
-)
-def test_batches_with_times_of_confidence_and_no_tasks_are_refused_before_the_model_is_read(
-    tmp_path, fields, message
-):
-    config = {"model": "no such model", "batch_size": 1, "limit": None, **fields}
-    with pytest.raises(ValueError, match=f"^{message}$"), open_experiment(config, tmp_path / "run"):
+def test_the_time_of_confidence_is_refused_for_batches_before_the_model_is_read(tmp_path):
+    config = {"model": "no such model", "batch_size": 2, "limit": None, "confidence_time": True}
+    message = r"^config.batch_size is 2; allowed with config.confidence_time: 1$"
+    with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path / "run"):
         pass
     assert files_of(tmp_path) == []
+
+
+def test_settings_that_do_not_fit_the_model_are_refused_as_soon_as_it_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text("source,target\na,b\n")
+    config = {
+        "model": "a model of two layers",
+        "dtype": "float32",
+        "tasks": {"text_to_text": {"path": str(tmp_path / "rows.csv")}},
+        "methods": {"deep": {"method": "dvp", "prune_layer": 9, "min_exit_layer": 9, "prune_size": 8}},
+    }
+    message = r"^prune_layer is 9; allowed: an integer from 1 to 1 for this model$"
+    with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path, model=tiny_model()):
+        pass
+
+
+def test_each_process_may_decode_one_cell_but_no_process_may_have_none(tmp_path, monkeypatch):
+    def decode(model, tasks, name, config):
+        return {
+            "rows": [{"task": "sentences", "method": name, "ms_per_token": 1.0}],
+            "traces": [],
+            "predictions": [],
+        }
+
+    monkeypatch.setattr(experiment, "_decode_cell", decode)
+    monkeypatch.setattr(Process, "wait", lambda process: None)
+    cells = {"full": {}, "dvp": {}}
+
+    def cells_of(index, count):
+        tasks = [(Sentences([]), cells)]
+        made_by = {"config": {"methods": cells}}
+        return list(decode_cells(Experiment(tmp_path, tiny_model(), tasks, made_by, Process(index, count))))
+
+    with pytest.raises(ValueError, match=r"^num_processes is 3; allowed: at most the cells, 2$"):
+        cells_of(2, 3)
+    with pytest.raises(OSError, match=r"cells/full.json is missing; allowed: a workdir that all processes share$"):
+        cells_of(1, 2)  # it decodes "dvp" and waits for "full" of process 0
+    assert [cell["rows"][0]["method"] for cell in cells_of(0, 2)] == ["full", "dvp"]

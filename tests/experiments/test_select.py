@@ -17,7 +17,7 @@ import dvp_jax
 from dvp_jax.evaluate import experiment
 from dvp_jax.evaluate.experiment import run_sweep
 from dvp_jax.evaluate.selection import Promise, select, selection_table
-from tests.launching import SENTENCES, Checkpoint, check_error, launch, make_checkpoint
+from tests.launching import SENTENCES, Checkpoint, check_error, files_of, launch, make_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -259,6 +259,13 @@ def test_an_impossible_setting_is_refused_before_anything_is_decoded(change, mes
     with pytest.raises(ValueError, match=message):
         select(config, tmp_path, PROMISE)
     assert not list(tmp_path.glob("cells/*"))
+
+
+def test_examples_to_check_on_are_read_before_anything_is_decoded(selection, tmp_path):
+    check = selection.config("check", tasks={"samsum": {"path": "nothing.csv"}})
+    with pytest.raises(FileNotFoundError, match=r"^no data file nothing.csv$"):
+        select(selection.config(), tmp_path, PROMISE, check=check)
+    assert files_of(tmp_path) == []
 
 
 def test_lossless_has_nothing_to_certify(selection, tmp_path):

@@ -1,0 +1,40 @@
+"""Configs that are for another launcher."""
+
+import re
+
+import pytest
+
+from dvp_jax.analysis.ranks import Ranks
+from dvp_jax.analysis.run import run_analysis
+from dvp_jax.evaluate.experiment import run_evaluation, run_sweep
+from dvp_jax.evaluate.selection import Promise, select
+from dvp_jax.train.finetune import finetune
+from tests.launching import files_of
+
+EVALUATION = {"model": "none", "dtype": "float32", "tasks": {}, "methods": {}}
+SWEEP = {"model": "none", "dtype": "float32", "tasks": {}, "sweep": {}}
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "message"),
+    [
+        (run_sweep, EVALUATION, "config has no sweep; allowed: a config of experiments.sweep"),
+        (select, EVALUATION, "config has no sweep; allowed: a config of experiments.sweep"),
+        (run_analysis, SWEEP, "config has no methods; allowed: a config of experiments.evaluate"),
+        (
+            run_evaluation,
+            {"model": "none"},
+            "config has no dtype, tasks, methods; allowed: a config of experiments.e",
+        ),
+        (
+            finetune,
+            EVALUATION,
+            "config has no shape, tokenizer, validation_tasks, limit, validation_limit, train; ",
+        ),
+    ],
+)
+def test_a_config_for_another_launcher_is_refused_with_what_it_lacks(run, config, message, tmp_path):
+    more = {select: [Promise()], run_analysis: [Ranks()]}.get(run, [])
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        run(config, tmp_path / "run", *more)
+    assert files_of(tmp_path) == []
