@@ -41,11 +41,11 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Examples of each task, from the fi
 
 def _named(flag: flags.FlagHolder) -> dict[str, str]:
     """The NAME=PATH values of a flag."""
-    pairs = dict(value.partition("=")[::2] for value in flag.value)
-    for name in pairs:
+    paths = launch.named_folders(flag.name, flag.value)
+    for name in paths:
         if name not in CONFIGS:
             raise ValueError(f"{flag.name} has {name!r}; allowed: NAME=PATH with {', '.join(CONFIGS)}")
-    return pairs
+    return {name: str(path) for name, path in paths.items()}
 
 
 def _run(name: str, config: ConfigDict, workdir: Path) -> list[dict[str, Any]] | str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from dvp_jax.data.rows import read_lines
 from dvp_jax.runs import launch
 from dvp_jax.t5.common_tokens import COMMON_TOKENS_FILE, count_tokens, write_common_tokens
 from dvp_jax.t5.config import T5Config
@@ -24,16 +25,12 @@ _KEEP = flags.DEFINE_integer("keep", 4096, "How many tokens to write at most.", 
 
 def main() -> None:
     """Writes common_tokens.json."""
-    folder, text = Path(_MODEL.value), Path(_TEXT.value)
+    folder = Path(_MODEL.value)
+    lines = [line for line in read_lines(_TEXT.value) if line.strip()]
     config = T5Config.from_folder(folder)
-    if not text.is_file():
-        raise FileNotFoundError(f"no text file {text}")
     tokenizer = load_tokenizer(folder, config.vocab_size)
     if tokenizer is None:
         raise ValueError(f"model is {folder}; allowed: a checkpoint folder that holds a tokenizer")
-    lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{text} holds no text")
     rows = tokenizer(lines)["input_ids"]
     write_common_tokens(folder, count_tokens(rows, config.vocab_size)[: _KEEP.value], config.vocab_size)
     print(f"{folder / COMMON_TOKENS_FILE}: the commonest tokens of {len(lines)} lines")

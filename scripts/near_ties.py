@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from dvp_jax.data.rows import read_lines
 from dvp_jax.decode.api import teacher_forced_logits
 from dvp_jax.decode.config import DecodeConfig
 from dvp_jax.decode.engine import Engine
@@ -65,10 +65,10 @@ def next_logits(model: Model, source: Tokens, text: Tokens) -> np.ndarray:
 
 def main() -> None:
     """Prints the texts that differ, and a summary."""
-    model, path = load_model(_MODEL.value, _DTYPE.value), Path(_TEXT.value)
+    lines = read_lines(_TEXT.value)[: _LIMIT.value]
+    model = load_model(_MODEL.value, _DTYPE.value)
     if model.tokenizer is None:
         raise ValueError(f"model is {_MODEL.value}; allowed: a checkpoint folder that holds a tokenizer")
-    lines = path.read_text(encoding="utf-8").splitlines()[: _LIMIT.value]
     sources = token_rows(model.tokenizer, [_PREFIX.value + line for line in lines], 512, "sources")
     full, lossless = (decode_all(model, sources, method) for method in ("full", "lossless"))
     exact = dataclasses.replace(model, params=jax.tree.map(lambda x: x.astype(jnp.float32), model.params))
