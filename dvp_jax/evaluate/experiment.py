@@ -91,7 +91,7 @@ def open_experiment(
         value = config.get(name)
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
-    if config.get("confidence_time") and config["batch_size"] > 1:
+    if config.get("confidence_time") and config.get("batch_size", 1) > 1:
         raise ValueError(f"config.batch_size is {config['batch_size']}; allowed with config.confidence_time: 1")
     check_fields(config, EVALUATION)
     process = processes.current()

@@ -14,7 +14,18 @@ TRAINING = ("model", "shape", "tokenizer", "tasks", "validation_tasks", "limit",
 
 
 def check_fields(config: Mapping[str, Any], fields: tuple[str, ...]) -> None:
-    """Raises ValueError if a config lacks some of the fields, as one that is for another launcher does."""
+    """Checks that a config has the fields, and names tasks and methods.
+
+    Raises:
+        ValueError: a field is missing, as in a config for another launcher; or tasks, methods or sweep is empty,
+            or does not give a name to each group of settings.
+    """
     if missing := [name for name in fields if name not in config]:
         launcher = {EVALUATION: "evaluate", SWEEP: "sweep", TRAINING: "finetune"}[fields]
         raise ValueError(f"config has no {', '.join(missing)}; allowed: a config of experiments.{launcher}")
+    for name in (name for name in ("tasks", "methods", "sweep") if name in fields):
+        groups = config[name]
+        if not groups:
+            raise ValueError(f"config.{name} is {groups!r}; allowed: at least one")
+        if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
+            raise ValueError(f"config.{name} is {groups!r}; allowed: settings under each name")

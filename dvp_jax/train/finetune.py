@@ -107,9 +107,7 @@ def _check_unused(folder: Path, resume: bool) -> None:
 
 
 def _check_data(config: Mapping[str, Any]) -> None:
-    """Raises ValueError if the config names no training data."""
-    if not config["tasks"]:
-        raise ValueError("tasks is empty; allowed: at least one")
+    """Raises ValueError if the config takes no training data."""
     for name in ("limit", "validation_limit"):
         if config[name] is not None and config[name] < 1:
             raise ValueError(f"{name} is {config[name]}; allowed: at least 1")

@@ -11,8 +11,8 @@ from dvp_jax.evaluate.selection import Promise, select
 from dvp_jax.train.finetune import finetune
 from tests.launching import files_of
 
-EVALUATION = {"model": "none", "dtype": "float32", "tasks": {}, "methods": {}}
-SWEEP = {"model": "none", "dtype": "float32", "tasks": {}, "sweep": {}}
+EVALUATION = {"model": "none", "dtype": "float32", "tasks": {"squad": {}}, "methods": {"full": {}}}
+SWEEP = {"model": "none", "dtype": "float32", "tasks": {"squad": {}}, "sweep": {"full": {}}}
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,22 @@ SWEEP = {"model": "none", "dtype": "float32", "tasks": {}, "sweep": {}}
             EVALUATION,
             "config has no shape, tokenizer, validation_tasks, limit, validation_limit, train; ",
         ),
+        (run_evaluation, {**EVALUATION, "tasks": []}, "config.tasks is []; allowed: at least one"),
+        (run_evaluation, {**EVALUATION, "methods": {}}, "config.methods is {}; allowed: at least one"),
+        (
+            run_evaluation,
+            {**EVALUATION, "methods": ["full"]},
+            "config.methods is ['full']; allowed: settings under each",
+        ),
+        (
+            run_sweep,
+            {**SWEEP, "sweep": {"dvp": None}},
+            "config.sweep is {'dvp': None}; allowed: settings under",
+        ),
+        (run_sweep, {**SWEEP, "sweep": {}}, "config.sweep is {}; allowed: at least one"),
     ],
 )
-def test_a_config_for_another_launcher_is_refused_with_what_it_lacks(run, config, message, tmp_path):
+def test_a_config_that_lacks_something_as_one_for_another_launcher_does_is_refused(run, config, message, tmp_path):
     more = {select: [Promise()], run_analysis: [Ranks()]}.get(run, [])
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         run(config, tmp_path / "run", *more)

@@ -422,7 +422,7 @@ def test_files_where_the_model_goes_are_refused_before_anything_is_read(data, tm
     with pytest.raises(
         FileExistsError, match=f"^{tmp_path}/model holds .*other files; allowed: a new or an empty f"
     ):
-        finetune(config_of(data, tasks={}), tmp_path)
+        finetune(config_of(data), tmp_path)
 
 
 def test_a_missing_data_file_is_named(data, tmp_path):
@@ -468,7 +468,7 @@ def config_of(data: Path, **changes: object) -> dict:
     [
         ({"train": {"steps": 2, "stepz": 3}}, ValueError, "train has no stepz; allowed: steps, "),
         ({"train": {}}, ValueError, "train.steps is not set"),
-        ({"tasks": {}}, ValueError, "tasks is empty; allowed: at least one"),
+        ({"tasks": {}}, ValueError, "config.tasks is {}; allowed: at least one"),
         ({"limit": 0}, ValueError, "limit is 0; allowed: at least 1"),
         ({"tasks": {"samsam": {}}}, ValueError, "task is 'samsam'; allowed: squad, samsum"),
         ({"shape": {"d_model": 16}}, ValueError, "shape has no vocab_size"),
