@@ -80,9 +80,9 @@ def open_experiment(
         The experiment. The folder is unlocked at the end.
 
     Raises:
-        ValueError: a field is missing, no model or no task is named, an unknown task or field, an impossible value, no
-            settings of the method `only`, a bad checkpoint, settings that do not fit the model, or processes that
-            differ in code, versions, config, model or data.
+        ValueError: a field is missing, no model or no task is named, an unknown task or field, an impossible
+            value, no settings of the method `only`, a bad checkpoint, settings that do not fit the model, or
+            processes that differ in code, versions, config, model or data.
         OSError: workdir cannot be made or written, or is in use.
     """
     if not config.get("model"):

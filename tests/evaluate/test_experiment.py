@@ -1,12 +1,11 @@
 """Grids of settings, and what is refused before the model is read."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from dvp_jax.data import Example
 from dvp_jax.evaluate import experiment
-from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, sweep_methods
+from dvp_jax.evaluate.experiment import Experiment, decode_cells, open_experiment, run_evaluation, sweep_methods
+from dvp_jax.runs.predictions import Predictions
 from dvp_jax.runs.processes import Process
 from tests.launching import Sentences, files_of
 from tests.train.helpers import tiny_model
@@ -41,7 +40,7 @@ def config_of_rows(folder, rows: str) -> dict:
         "tasks": {"text_to_text": {"path": str(folder / "rows.csv")}},
         "limit": None,
         "batch_size": 1,
-        "methods": {"full": {}},
+        "methods": {"full": {"method": "full"}},
     }
 
 
@@ -56,12 +55,31 @@ def test_a_file_that_changes_while_the_model_is_read_changes_nothing(tmp_path, m
 
     def load_model(*_, **__):
         config_of_rows(tmp_path, "c,d\n")
-        return SimpleNamespace(fingerprint="0", mesh=None)
+        return tiny_model()
 
     monkeypatch.setattr(experiment, "load_model", load_model)
     with open_experiment(config, tmp_path / "run") as opened:
         ((task, _),) = opened.tasks
         assert task.load() == [Example("0", "a", ("b",))]
+
+
+@pytest.mark.filterwarnings("ignore:.*results.json is damaged")
+def test_a_run_that_stops_while_it_writes_leaves_no_results_of_an_earlier_one(tmp_path, monkeypatch):
+    config = config_of_rows(tmp_path, "a,b\n")
+    for name in ("results.json", "report.html"):
+        (tmp_path / name).write_text("of an earlier run")
+
+    def stop(*_):
+        assert (tmp_path / "traces.jsonl").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "load_model", lambda *_, **__: tiny_model())
+    monkeypatch.setattr(experiment, "evaluate", lambda *_, **__: ([], []))
+    monkeypatch.setattr(experiment, "trace_texts", lambda *_: [])
+    monkeypatch.setattr(Predictions, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(config, tmp_path)
+    assert not {"results.json", "report.html"} & set(files_of(tmp_path))
 
 
 @pytest.mark.parametrize(
