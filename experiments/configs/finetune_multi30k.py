@@ -4,8 +4,8 @@
         --workdir=runs/finetune_multi30k
 
 Result on test_2016_flickr, with experiments/configs/multi30k.py and --config.batch_size=32: BLEU 21.37 for full,
-21.21 for dvp (K = 64, threshold 0.5) at a mean exit of 4.38 of 6. Training took 41 minutes on one CPU core that had
-other work; it sees each sentence only 2.6 times.
+21.21 for dvp (K = 64, threshold 0.5) at a mean exit of 4.38 of 6. Training took 41 minutes on one CPU core that
+had other work; it sees each sentence only 2.6 times.
 
 The data set comes from the hub, or from files by --config.tasks.translation.source_path=train.en,
 --config.tasks.translation.target_path=train.de and the same for config.validation_tasks.

@@ -121,14 +121,8 @@ def test_two_processes_write_what_one_writes(folder, alone, tmp_path, monkeypatc
     assert not (tmp_path / "compiled").exists(), "several processes do without JAX's compile cache on CPU"
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param("1,2", id="of-each"),
-        pytest.param("1,4", id="model-over-both", marks=pytest.mark.slow),
-        pytest.param("2,2", id="rows-over-both", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["1,2", "1,4", "2,2"], ids=["of-each", "model-over-both", "rows-over-both"])
 def test_processes_decode_on_meshes_of_their_own_devices_or_of_all(folder, alone, tmp_path, monkeypatch, mesh):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     runs = end(begin([[run_evaluate, *flags(folder, tmp_path / "run", f"--config.mesh={mesh}")]] * 2))

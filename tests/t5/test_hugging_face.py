@@ -712,7 +712,7 @@ print(loaded - before, peak() - before)
 """
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("ending", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
 def test_conversion_needs_at_most_a_third_more_memory_than_the_checkpoint(tmp_path, ending):
     # 280 MB in tensors of at most 8 MB: large beside what the interpreter itself allocates meanwhile.
     shape = {"vocab_size": 2000, "d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2048}

@@ -18,6 +18,8 @@ from dvp_jax.train.meta import agreement, geometric_loss, independent_loss, trai
 from tests.models import both
 from tests.train.helpers import masked_batch
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 LOGITS = [1.5, -0.5, 2.0]
 
 
