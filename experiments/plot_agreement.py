@@ -16,7 +16,7 @@ from absl import flags
 from dvp_jax.report.plots import accuracy_per_depth
 from dvp_jax.report.table import Table
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import check_output, read_json
+from dvp_jax.runs.files import as_written, check_output, read_json
 
 _RUNS = flags.DEFINE_list("runs", None, "NAME=WORKDIR of experiments.ranks, separated by commas.", required=True)
 _TASK = flags.DEFINE_string("task", None, "Name of the task; may be left out where there is one only.")
@@ -25,12 +25,17 @@ _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 def _agreement(workdir: Path) -> list[float]:
     """The agreement of the depths 1 to L."""
-    tasks = (read_json(workdir / "ranks.json") or {}).get("tasks", {})
+    path = workdir / "ranks.json"
+    ranks = read_json(path) or {"tasks": {}}
+    with as_written(path, "ranks"):
+        tasks = {
+            name: [float(depth["agreement"]) for depth in task["depths"]] for name, task in ranks["tasks"].items()
+        }
     task = _TASK.value or (next(iter(tasks)) if len(tasks) == 1 else None)
     if task not in tasks:
         allowed = ", ".join(tasks) or "that of a finished run of experiments.ranks"
-        raise ValueError(f"task is {task!r} in {workdir / 'ranks.json'}; allowed: {allowed}")
-    return [depth["agreement"] for depth in tasks[task]["depths"]]
+        raise ValueError(f"task is {task!r} in {path}; allowed: {allowed}")
+    return tasks[task]
 
 
 def main() -> None:

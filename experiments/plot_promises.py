@@ -13,7 +13,7 @@ from absl import flags
 from dvp_jax.evaluate.selection import promises_table
 from dvp_jax.report.plots import promised_against_seen
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import check_output, read_json
+from dvp_jax.runs.files import as_written, check_output, read_json
 
 _RESULTS = flags.DEFINE_list("results", None, "Results of experiments.select, separated by commas.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
@@ -21,8 +21,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 def _read(path: Path) -> Any:
     result = read_json(path)
-    if not isinstance(result, dict) or "seen" not in result:
-        raise ValueError(f"results has {path}; allowed: files that experiments.select has written")
+    with as_written(path, "select"):
+        promises_table([result])
     return result
 
 

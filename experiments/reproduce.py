@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from dvp_jax.evaluate.experiment import run_evaluation
 from dvp_jax.evaluate.published import SOURCES, comparison_table, published_table
 from dvp_jax.runs import launch
-from dvp_jax.runs.files import lock_workdir, read_json, write_json
+from dvp_jax.runs.files import as_written, lock_workdir, read_json, write_json
 from experiments.configs import samsum, samsum_finetuned, squad, squad_finetuned
 
 CONFIGS = {
@@ -51,8 +51,13 @@ def _named(flag: flags.FlagHolder) -> dict[str, str]:
 def _run(name: str, config: ConfigDict, workdir: Path) -> list[dict[str, Any]] | str:
     """The rows of the config's results, or why there are none."""
     if name not in _ONLY.value:
-        earlier = read_json(workdir / "results.json")
-        return earlier["rows"] if earlier else "left out by --only"
+        path = workdir / "results.json"
+        earlier = read_json(path)
+        if earlier is None:
+            return "left out by --only"
+        with as_written(path, "evaluate"):
+            comparison_table({name: (config, earlier["rows"])})
+            return earlier["rows"]
     try:
         return run_evaluation(config.to_dict(), workdir)
     except (OSError, ValueError) as error:

@@ -237,6 +237,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged ({error}); allowed: the file as it was written, or none") from None
 
 
+@contextlib.contextmanager
+def as_written(path: Path, launcher: str) -> Iterator[None]:
+    """Names a file of results where the block does not find in it what its launcher writes.
+
+    Raises:
+        ValueError: the file was edited, or is of another launcher.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} ({what}); allowed: a file as experiments.{launcher} has written it") from None
+
+
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Writes one JSON value a line, with `write_whole`."""
     write_whole(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))

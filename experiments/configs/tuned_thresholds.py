@@ -13,21 +13,22 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
-from dvp_jax.runs.files import read_json
+from dvp_jax.runs.files import as_written, read_json
 
 
 def get_config(source: str) -> ConfigDict:
     """Makes the config from "PATH" or "PATH,TASK"."""
     path, _, task = source.partition(",")
     data = read_json(Path(path))
-    if not isinstance(data, dict) or "tasks" not in data:
-        raise ValueError(f"{path} is no file that experiments.thresholds has written")
-    if not task and len(data["tasks"]) == 1:
-        (task,) = data["tasks"]
-    if task not in data["tasks"]:
-        raise ValueError(f"{path} has {', '.join(data['tasks'])}, not task {task!r}; give one behind a comma")
-    methods = {row["name"]: row["settings"] for row in data["tasks"][task]}
-    config = {**data["config"], "tasks": {task: data["config"]["tasks"][task]}}
-    if config["limit"] is None:
+    with as_written(Path(path), "thresholds"):
+        config = dict(data["config"])
+        found = {name: {row["name"]: row["settings"] for row in rows} for name, rows in data["tasks"].items()}
+        tasks = {name: config["tasks"][name] for name in found}
+    if not task and len(tasks) == 1:
+        (task,) = tasks
+    if task not in tasks:
+        raise ValueError(f"{path} has {', '.join(tasks)}, not task {task!r}; give one behind a comma")
+    if config.get("limit") is None:
         config["limit"] = config_dict.placeholder(int)
-    return ConfigDict({**config, "methods": {"full": {"method": "full"}, **methods}})
+    methods = {"full": {"method": "full"}, **found[task]}
+    return ConfigDict({**config, "tasks": {task: tasks[task]}, "methods": methods})

@@ -54,7 +54,7 @@ def test_a_text_without_a_token_is_refused():
 
 @pytest.mark.filterwarnings("error")  # nothing is said of truncated prompts
 def test_an_impossible_length_of_sources_is_refused():
-    with pytest.raises(ValueError, match="max_source_length is 0; allowed: at least 1"):
+    with pytest.raises(ValueError, match="max_source_length is 0; allowed: an integer of at least 1"):
         dvp_jax.generate_text(lettered(), ["abcd"], DVP, max_source_length=0)
 
 

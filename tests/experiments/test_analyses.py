@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -148,13 +149,16 @@ def test_plot_agreement_draws_how_often_each_depth_has_the_final_choice(peer, ra
 
 
 def test_plot_agreement_refuses_a_folder_without_ranks_and_a_task_that_was_not_ranked(ranked, tmp_path):
-    plot = tmp_path / "agreement.svg"
+    plot, edited = tmp_path / "agreement.svg", tmp_path / "edited"
+    edited.mkdir()
+    (edited / "ranks.json").write_text('{"tasks": {"translation": {"depths": [{"agreement": "?"}]}}}')
     for runs, task, *parts in (
         (f"one={ranked.workdir}", "squad", "task is 'squad'", "ranks.json", "allowed: translation"),
         (f"one={tmp_path}", "translation", "task is 'translation'", "finished run of experiments.ranks"),
+        (f"one={edited}", "translation", f"{edited}/ranks.json", "as experiments.ranks has written it"),
     ):
         check_error(launch("plot_agreement", f"--runs={runs}", f"--task={task}", f"--output={plot}"), *parts)
-    assert files_of(tmp_path) == []
+    assert not plot.exists()
 
 
 def test_failures_counts_the_tokens_that_pruning_lost(peer, launched):
@@ -269,6 +273,23 @@ def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, l
     assert config["tasks"] == out.data["config"]["tasks"] and config["model"] == out.data["model"]
     with pytest.raises(ValueError, match="has translation, not task 'squad'"):
         get_config(f"{out.workdir / 'thresholds.json'},squad")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"config": {}, "tasks": {"squad": []}}',
+        '{"config": {"tasks": {"squad": {}}}, "tasks": {"squad": [{}]}}',
+    ],
+)
+def test_thresholds_that_were_edited_are_named(tmp_path, content):
+    path = tmp_path / "thresholds.json"
+    path.write_text(content)
+    message = rf"^{re.escape(str(path))} \(.*\); allowed: a file as experiments.thresholds has written it$"
+    with pytest.raises(ValueError, match=message):
+        get_config(str(path))
 
 
 def run_vocab_scaling_with_a_tiny_shape() -> None:

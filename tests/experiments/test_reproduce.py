@@ -122,3 +122,10 @@ def test_the_reason_is_given_for_what_was_not_run(reproduced):
 )
 def test_a_config_that_there_is_not_is_refused(flag, parts, tmp_path):
     check_error(launch("reproduce", f"--workdir={tmp_path}", flag), *parts)
+
+
+def test_earlier_results_that_were_edited_are_named(tmp_path):
+    (tmp_path / "squad").mkdir()
+    (tmp_path / "squad" / "results.json").write_text('{"rows": []}')
+    run = launch("reproduce", f"--workdir={tmp_path}", "--only=")
+    check_error(run, tmp_path / "squad" / "results.json", "allowed: a file as experiments.evaluate has written it")

@@ -347,3 +347,11 @@ def test_cells_with_long_names_are_written_and_found_again(selection, tmp_path, 
     assert len(names) == 2 and all(len(name) < 140 for name in names)
     monkeypatch.setattr(experiment, "_decode_cell", None)
     assert run_sweep(selection.config(sweep=grid), tmp_path) == rows
+
+
+def test_a_result_that_was_edited_is_named_by_the_plot_of_promises(tmp_path):
+    path = tmp_path / "selected.json"
+    path.write_text('{"promise": {}, "seen": {"calibration": {}}}')
+    run = launch("plot_promises", f"--results={path}", f"--output={tmp_path}/promises.svg")
+    check_error(run, path, "allowed: a file as experiments.select has written it")
+    assert files_of(tmp_path) == ["selected.json"]
