@@ -100,7 +100,7 @@ def test_all_drafts_right_run_the_deeper_layers_once_for_all_that_wait():
     assert out.drafts.layers_run[0] == 3 * (2 + 2 + 2 + 4)
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(rows=prompts, max_waiting=st.sampled_from([1, 2, 5]))
 def test_shallow_deep_is_the_same_however_many_tokens_wait(rows, max_waiting):
     cfg = dataclasses.replace(SHALLOW, max_new_tokens=12, max_waiting=8)

@@ -12,7 +12,7 @@ from tests.decode.helpers import CALM, DECAY, DVP, FULL, LOSSLESS, MASS, STATE, 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
     rows=prompts,
     cfg=st.sampled_from(

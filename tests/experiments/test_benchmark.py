@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from tests.launching import check_error, launch
 
@@ -33,6 +34,7 @@ def test_benchmark_refuses_a_depth_that_is_not_there(checkpoint):
     check_error(run, "depths is [9]", "from 2 to 4")
 
 
+@pytest.mark.slow
 def test_benchmark_compares_choices_of_exit_depths(checkpoint):
     run = launch(
         "benchmark", f"--shape={checkpoint.folder}", "--depths=3", "--exit_depths=0,2", "--new_tokens=2",

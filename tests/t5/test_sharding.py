@@ -17,14 +17,14 @@ from dvp_jax.t5.sharding import make_mesh, round_up_rows
 from dvp_jax.train.trainer import TrainConfig, check_batch
 from tests.launching import start
 from tests.models import random_model, save
-from tests.on_meshes import FEW, MAIN, MESHES, MORE, PROMPTS, SETTINGS, source
+from tests.on_meshes import MAIN, MESHES, PROMPTS, RUN, SETTINGS, source
 from tests.processes import begin, end
 from tests.reference import reference_decode
 from tests.train.helpers import tiny_model
 
 TIE = 1e-3  # as in tests/decode/test_reference.py
 CLASSIFIER = np.random.default_rng(0).normal(size=32).astype(np.float32), np.float32(0.3)
-CASES = [(shape, name) for shape in MESHES for name in (MORE if shape == MAIN else FEW)]
+CASES = [(shape, name) for shape, names in RUN.items() for name in names]
 
 
 def run(folder, path, *arguments):
