@@ -7,8 +7,8 @@ late. A table of its tokens follows. --prompts=FILE reads a prompt from each lin
 for each text. With --verbosity=1 it generates twice, and prints to stderr how many seconds loading the model,
 compiling, and generating the texts took.
 
-Where a flag is not given, the checkpoint's generation_config.json counts before the default. A warning names
-what it sets.
+Where a flag is not given, the checkpoint's generation_config.json (or config.json, where there is none) counts
+before the default. A warning names what it sets.
 """
 
 from __future__ import annotations

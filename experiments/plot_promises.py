@@ -21,6 +21,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "Path of the SVG.", required=True)
 
 def _read(path: Path) -> Any:
     result = read_json(path)
+    if result is None:
+        raise FileNotFoundError(f"no file {path}")
     with as_written(path, "select"):
         promises_table([result])
     return result

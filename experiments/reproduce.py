@@ -48,16 +48,19 @@ def _named(flag: flags.FlagHolder) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
-def _run(name: str, config: ConfigDict, workdir: Path) -> list[dict[str, Any]] | str:
-    """The rows of the config's results, or why there are none."""
-    if name not in _ONLY.value:
-        path = workdir / "results.json"
-        earlier = read_json(path)
-        if earlier is None:
-            return "left out by --only"
-        with as_written(path, "evaluate"):
-            comparison_table({name: (config, earlier["rows"])})
-            return earlier["rows"]
+def _earlier(name: str, workdir: Path) -> list[dict[str, Any]] | str:
+    """The rows that a config's results have already, or why there are none."""
+    path = workdir / "results.json"
+    earlier = read_json(path)
+    if earlier is None:
+        return "left out by --only"
+    with as_written(path, "evaluate"):
+        comparison_table({name: (CONFIGS[name].get_config(), earlier["rows"])})
+        return earlier["rows"]
+
+
+def _run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]] | str:
+    """The rows of the config's results, or why it could not be run."""
     try:
         return run_evaluation(config.to_dict(), workdir)
     except (OSError, ValueError) as error:
@@ -65,15 +68,18 @@ def _run(name: str, config: ConfigDict, workdir: Path) -> list[dict[str, Any]] |
 
 
 def _run_all(models: Mapping[str, str], data: Mapping[str, str], workdir: Path) -> dict[str, Any]:
-    """What `_run` gives for each config. Writes it into reproduce.json too."""
-    results = {}
+    """The rows of each config's results, or why there are none. Writes them into reproduce.json too."""
+    results = {name: _earlier(name, workdir / name) for name in CONFIGS if name not in _ONLY.value}
     for name, module in CONFIGS.items():
+        if name in results:
+            continue
         config = module.get_config()
         config.model = models.get(name, config.model)
         config.limit = _LIMIT.value
         for task in config.tasks.values():
             task.path = data.get(name)
-        results[name] = _run(name, config, workdir / name)
+        results[name] = _run(config, workdir / name)
+    results = {name: results[name] for name in CONFIGS}
     write_json(
         workdir / "reproduce.json",
         {name: {"not_run" if isinstance(rows, str) else "rows": rows} for name, rows in results.items()},

@@ -103,7 +103,7 @@ def run_analysis(config: Mapping[str, Any], workdir: str | Path, question: Quest
         ValueError: bad settings or data, or no settings of the method that the question is about.
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
-    with open_experiment(config, workdir, only=question.only) as experiment:
+    with open_experiment(config, workdir, only=question.only, decodes=question.only is not None) as experiment:
         answers = {texts.task.name: question.answer(texts) for texts in task_texts(experiment)}
         sections = [section for answer in answers.values() for section in answer.sections]
         data = {task: answer.data for task, answer in answers.items()}

@@ -19,7 +19,7 @@ TASKS: dict[str, type] = {
 __all__ = ["TASKS", "Example", "Samsum", "Squad", "Task", "TextToText", "Translation", "make_task"]
 
 
-def make_task(name: str, **fields: object) -> Task:
+def make_task(name: str, /, **fields: object) -> Task:
     """Makes a task.
 
     Args:
@@ -36,7 +36,8 @@ def make_task(name: str, **fields: object) -> Task:
         raise ValueError(f"task {name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     types = {field.name: field.type for field in dataclasses.fields(TASKS[name])}
     for field, value in fields.items():
-        if types[field] == "str" and not isinstance(value, str):
+        text = str | os.PathLike if field == "dataset" else str
+        if types[field] == "str" and not isinstance(value, text):
             wanted = "a text"
         elif types[field] == "str | None" and not isinstance(value, str | os.PathLike | None):
             wanted = "a text or None"

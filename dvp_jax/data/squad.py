@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dvp_jax.data.rows import Row, read_json, read_rows
@@ -35,7 +36,7 @@ class Squad:
 
     def load(self) -> list[Example]:
         """Reads all questions. See `Task.load`."""
-        if self.path is None or str(self.path).endswith(".jsonl"):
+        if self.path is None or Path(self.path).suffix.lower() in (".jsonl", ".ndjson"):
             rows = read_rows(_COLUMNS, path=self.path, dataset=self.dataset, split=self.split)
         else:
             rows = _file_rows(self.path)

@@ -251,7 +251,7 @@ def as_array(name: str, value: ArrayLike) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError:
-        raise ValueError(f"{name} has rows of different lengths; allowed: padded rows, with a mask") from None
+        raise ValueError(f"{name} has rows of different lengths; allowed: one length") from None
 
 
 def _check_ids(name: str, value: ArrayLike, vocab_size: int) -> Int[np.ndarray, "rows length"]:

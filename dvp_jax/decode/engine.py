@@ -320,7 +320,8 @@ def generate_text(
         model: with a tokenizer.
         prompts: at least one, none empty.
         cfg: how to decode. Where it samples, text i draws with the seed `cfg.seed + i`. None takes what the
-            checkpoint's generation_config.json says, which a warning names, and else the defaults.
+            checkpoint's generation_config.json (or config.json) says, which a warning names, and else the
+            defaults.
         max_source_length: longer prompts are truncated, with a warning that counts them.
         slots: the most rows that are decoded together.
         num_return_sequences: texts for each prompt. More than one only where cfg samples.
@@ -334,8 +335,9 @@ def generate_text(
     """
     if cfg is None:
         cfg = with_generation_config(DecodeConfig(), model.generation_config)
-    if num_return_sequences < 1 or (num_return_sequences > 1 and not cfg.samples):
-        allowed = "at least 1" if cfg.samples else "1 with temperature 0, which always gives the same text"
+    check_integer("num_return_sequences", num_return_sequences, 1, None)
+    if num_return_sequences > 1 and not cfg.samples:
+        allowed = "1 with temperature 0, which always gives the same text"
         raise ValueError(f"num_return_sequences is {num_return_sequences}; allowed: {allowed}")
     engine = Engine(model, cfg, slots=slots, max_source_length=max_source_length)
     ids, mask = (np.repeat(x, num_return_sequences, axis=0) for x in tokenize(model, prompts, max_source_length))

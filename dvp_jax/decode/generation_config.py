@@ -41,7 +41,7 @@ _NO_EFFECT: dict[str, Any] = {
 def with_generation_config(
     cfg: DecodeConfig, generation: Mapping[str, Any], given: Collection[str] = ()
 ) -> DecodeConfig:
-    """A config whose fields are those of a generation_config.json, but for those that the user gave.
+    """A config whose fields are those of a checkpoint's generation config, but for those that the user gave.
 
     A warning of one line names the fields that it sets, and those that are not supported.
 

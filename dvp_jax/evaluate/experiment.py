@@ -64,6 +64,7 @@ def open_experiment(
     workdir: str | Path,
     *,
     only: str | None = None,
+    decodes: bool = True,
     seed: int | None = None,
     model: Model | None = None,
 ) -> Iterator[Experiment]:
@@ -73,6 +74,7 @@ def open_experiment(
         config: an evaluation config, as `experiments/configs/common.py` makes it.
         workdir: the folder. It is made if it is missing.
         only: name of a method. Settings of other methods are skipped. None keeps all settings.
+        decodes: whether texts are decoded with the settings, so that these must fit the model.
         seed: seed of random draws, for the provenance.
         model: the model that the config names, if it is loaded already.
 
@@ -108,7 +110,7 @@ def open_experiment(
         if model is None:
             mesh = make_mesh(config.get("mesh"))
             model = load_model(config["model"], config["dtype"], progress=True, mesh=mesh)
-        for cfg in itertools.chain.from_iterable(each.values() for each in methods):
+        for cfg in itertools.chain.from_iterable(each.values() for each in methods if decodes):
             decode_policy(model, cfg)  # settings that do not fit the model are refused before anything is decoded
         made_by = provenance(config, model, loaded, seed)
         process.agree({name: made_by[name] for name in ("model_fingerprint", "data_fingerprint", "device")})
@@ -140,6 +142,7 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         OSError: a file is missing, or workdir is in use or cannot be written.
     """
     if "sweep" in config:
+        check_fields(config, SWEEP)
         config = {**config, "methods": sweep_methods(config["sweep"])}
     with open_experiment(config, workdir) as experiment:
         workdir, model, made_by = experiment.workdir, experiment.model, experiment.made_by

@@ -19,7 +19,7 @@ from dvp_jax.evaluate.results import Row, work
 from dvp_jax.metrics.quality import text_quality
 from dvp_jax.metrics.translation import suits_13a
 from dvp_jax.report.table import Table
-from dvp_jax.runs.config import SWEEP, check_fields
+from dvp_jax.runs.config import EVALUATION, SWEEP, check_fields
 from dvp_jax.runs.files import check_output, write_json
 
 KINDS = {
@@ -145,6 +145,7 @@ def select(
             )
     paths = ordered_paths(methods)
     if check is not None:
+        check_fields({**config, "methods": methods, **check}, EVALUATION)
         check = _with_task(check, next(iter(config["tasks"])))
         for name, fields in check["tasks"].items():
             make_task(name, **fields).load()  # bad data is refused before the grid is decoded

@@ -56,6 +56,6 @@ def bleu(tokenizer: str) -> BLEU:
 
 
 def suits_13a(references: Sequence[str]) -> bool:
-    """Whether BLEU's default tokenizer finds the words: not in Chinese, Japanese, Korean, Thai, Tibetan."""
+    """Whether BLEU's default tokenizer finds the words: not in Chinese, Korean, Thai and their like."""
     text = "".join(references)
     return 2 * len(_UNSUITED.findall(text)) <= len(_LETTER.findall(text))

@@ -23,9 +23,9 @@ def check_fields(config: Mapping[str, Any], fields: tuple[str, ...]) -> None:
     if missing := [name for name in fields if name not in config]:
         launcher = {EVALUATION: "evaluate", SWEEP: "sweep", TRAINING: "finetune"}[fields]
         raise ValueError(f"config has no {', '.join(missing)}; allowed: a config of experiments.{launcher}")
-    for name in (name for name in ("tasks", "methods", "sweep") if name in fields):
+    for name in (name for name in ("tasks", "validation_tasks", "methods", "sweep") if name in fields):
         groups = config[name]
-        if not groups:
+        if not groups and name != "validation_tasks":
             raise ValueError(f"config.{name} is {groups!r}; allowed: at least one")
         if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
             raise ValueError(f"config.{name} is {groups!r}; allowed: settings under each name")

@@ -80,7 +80,7 @@ def run(
             processes.leave()
             return status
         except BrokenPipeError:  # such as of `| head`, which has read what it wanted
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
             return 128 + signal.SIGPIPE
         except (ValueError, OSError, ImportError) as error:
             if debugging:
@@ -97,11 +97,11 @@ def run(
 
 
 def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
-    """Reads a flag that gives a name to each of several folders.
+    """Reads a flag that gives a name to each of several files or folders.
 
     Args:
         flag: its name, for the error.
-        values: NAME=FOLDER.
+        values: NAME=PATH.
 
     Raises:
         ValueError: a value is anything else, or a name comes twice.
@@ -110,7 +110,7 @@ def named_folders(flag: str, values: Iterable[str]) -> dict[str, Path]:
     for value in values:
         name, _, folder = value.partition("=")
         if not name or not folder or name in folders:
-            raise ValueError(f"{flag} has {value!r}; allowed: NAME=FOLDER, each name once")
+            raise ValueError(f"{flag} has {value!r}; allowed: NAME=PATH, each name once")
         folders[name] = Path(folder)
     return folders
 
@@ -119,9 +119,9 @@ def integers(flag: flags.FlagHolder[Any], least: int = 0) -> list[int]:
     """Returns the values of a list flag as integers.
 
     Raises:
-        ValueError: a value is no integer, or below `least`.
+        ValueError: there is no value, or one is no integer or below `least`.
     """
-    if not all(text.strip().isdecimal() and int(text) >= least for text in flag.value):
+    if not flag.value or not all(text.strip().isdecimal() and int(text) >= least for text in flag.value):
         given = ",".join(flag.value)
         raise ValueError(f"{flag.name} is {given}; allowed: integers of at least {least}, with commas between")
     return [int(text) for text in flag.value]

@@ -79,6 +79,8 @@ class T5Config:
         for name in ("tie_word_embeddings", "scale_decoder_outputs"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: true, false")
+        if self.model_type == "mt5" and self.scale_decoder_outputs:  # transformers never does
+            raise ValueError("scale_decoder_outputs is True; allowed with model_type 'mt5': False")
         for name in _TOKEN_IDS:
             value = getattr(self, name)
             ids = value if isinstance(value, tuple) and name == "eos_token_id" else (value,)

@@ -192,7 +192,8 @@ class _PytorchFile:
         except Exception as error:  # torch.load has no error class of its own
             raise ValueError(f"{path} {_what_pytorch_has_not_read(path, error)}") from None
         if wrong := [str(name) for name, value in self._tensors.items() if not _has_values(value)]:
-            raise ValueError(f"{path}: not tensors with their values: {', '.join(wrong)}")
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"{path}: {wrong[0]}{more}; allowed: tensors with their values, not sparse")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._tensors.items()}
         self._uint8 = torch.uint8

@@ -21,7 +21,7 @@ from dvp_jax.t5.load import Model, load_model, load_tokenizer, save_model, shard
 from dvp_jax.t5.sharding import make_mesh
 from dvp_jax.train.batches import Batches, batches_of
 from dvp_jax.train.scratch import new_model, train_tokenizer
-from dvp_jax.train.trainer import TrainConfig, check_batch, make_train_config, read_metrics, train
+from dvp_jax.train.trainer import TrainConfig, check_batch, check_steps, make_train_config, read_metrics, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +82,7 @@ def finetune(config: Mapping[str, Any], workdir: str | Path, *, resume: bool = F
         written = json.loads(json.dumps({**config, "made_from": made_from}))
         if resume:
             _check_unchanged(folder, written)
+            check_steps(folder, cfg)
         process.wait()  # until all have read it
         if process.first:
             write_json(folder / "config.json", written)

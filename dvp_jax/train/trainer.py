@@ -310,10 +310,13 @@ def train(
             raise FileExistsError(
                 f"{workdir} holds a run up to step {saved_steps[-1]}; allowed: another workdir, or resume"
             )
+        check_steps(workdir, cfg)
         state = _initial_state(model, cfg)
         if saved_steps:
             state = checkpoints.restore_latest(state)
-            _check_steps(int(state.step), checkpoints.steps()[-1], cfg, workdir)
+            if state.step != (name := checkpoints.steps()[-1]):
+                folder = workdir / "checkpoints" / str(name)
+                raise ValueError(f"{folder} is of step {state.step}; allowed: a folder of this name")
         first_step = int(state.step) + 1
         log = MetricsLog(workdir / "metrics.jsonl", int(state.step))
 
@@ -350,13 +353,10 @@ def train(
     return dataclasses.replace(model, params=state.params)
 
 
-def _check_steps(taken: int, name: int, cfg: TrainConfig, workdir: Path) -> None:
-    """Raises ValueError if a checkpoint's folder was renamed, or the run was longer than it shall be."""
-    if taken != name:
-        raise ValueError(
-            f"{workdir / 'checkpoints' / str(name)} is of step {taken}; allowed: a folder of this name"
-        )
-    if taken > cfg.steps:
+def check_steps(workdir: Path, cfg: TrainConfig) -> None:
+    """Raises ValueError if the run in a workdir has taken more steps than it shall take."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+    if (taken := max(map(int, names), default=0)) > cfg.steps:
         raise ValueError(f"steps is {cfg.steps}; allowed: at least {taken}, which the run in {workdir} has taken")
 
 

@@ -20,6 +20,8 @@ def get_config(source: str) -> ConfigDict:
     """Makes the config from "PATH" or "PATH,TASK"."""
     path, _, task = source.partition(",")
     data = read_json(Path(path))
+    if data is None:
+        raise FileNotFoundError(f"no file {path}")
     with as_written(Path(path), "thresholds"):
         config = dict(data["config"])
         found = {name: {row["name"]: row["settings"] for row in rows} for name, rows in data["tasks"].items()}
@@ -27,7 +29,7 @@ def get_config(source: str) -> ConfigDict:
     if not task and len(tasks) == 1:
         (task,) = tasks
     if task not in tasks:
-        raise ValueError(f"{path} has {', '.join(tasks)}, not task {task!r}; give one behind a comma")
+        raise ValueError(f"task is {task!r}, behind the comma after {path}; allowed: {', '.join(tasks)}")
     if config.get("limit") is None:
         config["limit"] = config_dict.placeholder(int)
     methods = {"full": {"method": "full"}, **found[task]}

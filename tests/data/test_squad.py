@@ -1,6 +1,7 @@
 """SQuAD: prompts, references, bad files."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,8 +52,9 @@ def test_squad_rows_of_the_hub_become_examples(hub, tmp_path):
     ]
     exported = write(tmp_path / "validation.jsonl", "".join(json.dumps(row) + "\n" for row in hub.rows))
     assert Squad(exported).load() == Squad().load()
+    assert Squad(write(tmp_path / "validation.NDJSON", Path(exported).read_text())).load() == Squad().load()
     Squad(dataset="x/y", split="train").load()
-    assert hub.asked == [("rajpurkar/squad", None, "validation")] * 2 + [("x/y", None, "train")]
+    assert hub.asked == [("rajpurkar/squad", None, "validation")] * 3 + [("x/y", None, "train")]
 
 
 @pytest.mark.parametrize(

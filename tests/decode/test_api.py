@@ -33,8 +33,8 @@ def test_settings_beyond_the_model_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("ids", "mask", "message"),
     [
-        ([[3, 4], [5]], [[1, 1]], r"input_ids has rows of different lengths; allowed: padded rows, with a mask"),
-        ([[3, 4]], [[1], [1, 1]], r"attention_mask has rows of different lengths; allowed: padded rows"),
+        ([[3, 4], [5]], [[1, 1]], r"input_ids has rows of different lengths; allowed: one length"),
+        ([[3, 4]], [[1], [1, 1]], r"attention_mask has rows of different lengths; allowed: one length"),
         ([[3, 4]], [[1]], r"attention_mask has shape \(1, 1\); allowed: that of input_ids, \(1, 2\)"),
         ([3, 4], [1, 1], r"input_ids has shape \(2,\) and dtype int64; allowed: \(B, S\) integers"),
         ([[3.0]], [[1]], r"input_ids has shape \(1, 1\) and dtype float64"),

@@ -113,6 +113,8 @@ def test_settings_that_do_not_fit_the_model_are_refused_as_soon_as_it_is_read(tm
     message = r"^prune_layer is 9; allowed: an integer from 1 to 1 for this model$"
     with pytest.raises(ValueError, match=message), open_experiment(config, tmp_path, model=tiny_model()):
         pass
+    with open_experiment(config, tmp_path, model=tiny_model(), decodes=False):
+        pass  # as for ranks, which reads every depth
 
 
 def test_each_process_may_decode_one_cell_but_no_process_may_have_none(tmp_path, monkeypatch):

@@ -271,7 +271,7 @@ def test_thresholds_are_the_smallest_whose_exits_agree_and_make_a_config(peer, l
         assert methods[name].thresholds_per_depth == tuple(row["settings"]["thresholds_per_depth"])
         assert methods[name].method == name.split("_")[0] and name.endswith(methods[name].confidence)
     assert config["tasks"] == out.data["config"]["tasks"] and config["model"] == out.data["model"]
-    with pytest.raises(ValueError, match="has translation, not task 'squad'"):
+    with pytest.raises(ValueError, match=r"task is 'squad'.*allowed: translation"):
         get_config(f"{out.workdir / 'thresholds.json'},squad")
 
 
@@ -289,6 +289,9 @@ def test_thresholds_that_were_edited_are_named(tmp_path, content):
     path.write_text(content)
     message = rf"^{re.escape(str(path))} \(.*\); allowed: a file as experiments.thresholds has written it$"
     with pytest.raises(ValueError, match=message):
+        get_config(str(path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"^no file {re.escape(str(path))}$"):
         get_config(str(path))
 
 

@@ -117,7 +117,7 @@ def test_the_reason_is_given_for_what_was_not_run(reproduced):
     [
         ("--only=squad,cnn", ["only has cnn", "squad, squad_finetuned, samsum"]),
         ("--models=cnn=folder", ["models has 'cnn'", "NAME=PATH"]),
-        ("--models=squad", ["models has 'squad'", "NAME=FOLDER"]),
+        ("--models=squad", ["models has 'squad'", "NAME=PATH"]),
     ],
 )
 def test_a_config_that_there_is_not_is_refused(flag, parts, tmp_path):

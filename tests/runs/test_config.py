@@ -8,6 +8,7 @@ from dvp_jax.analysis.ranks import Ranks
 from dvp_jax.analysis.run import run_analysis
 from dvp_jax.evaluate.experiment import run_evaluation, run_sweep
 from dvp_jax.evaluate.selection import Promise, select
+from dvp_jax.runs.config import TRAINING
 from dvp_jax.train.finetune import finetune
 from tests.launching import files_of
 
@@ -44,6 +45,12 @@ SWEEP = {"model": "none", "dtype": "float32", "tasks": {"squad": {}}, "sweep": {
             "config.sweep is {'dvp': None}; allowed: settings under",
         ),
         (run_sweep, {**SWEEP, "sweep": {}}, "config.sweep is {}; allowed: at least one"),
+        (run_evaluation, {**SWEEP, "sweep": None}, "config.sweep is None; allowed: at least one"),
+        (
+            finetune,
+            {**dict.fromkeys(TRAINING), "tasks": {"squad": {}}, "validation_tasks": ["squad"]},
+            "config.validation_tasks is ['squad']; allowed: settings under",
+        ),
     ],
 )
 def test_a_config_that_lacks_something_as_one_for_another_launcher_does_is_refused(run, config, message, tmp_path):

@@ -45,7 +45,7 @@ launch.run(lambda: bad(KeyError("a bug")))
 def test_a_flag_names_folders_and_each_name_stands_for_one():
     assert launch.named_folders("runs", ["a=x", "b=y=z"]) == {"a": Path("x"), "b": Path("y=z")}
     for values in (["x"], ["=x"], ["a="], ["a=x", "a=y"]):
-        with pytest.raises(ValueError, match=re.escape(f"runs has '{values[-1]}'; allowed: NAME=FOLDER")):
+        with pytest.raises(ValueError, match=re.escape(f"runs has '{values[-1]}'; allowed: NAME=PATH")):
             launch.named_folders("runs", values)
 
 

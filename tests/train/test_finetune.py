@@ -355,6 +355,15 @@ def test_a_run_is_not_resumed_with_other_data_under_the_same_path(data, interrup
     assert files_under(interrupted) | {".lock": b""} == before | {".lock": b""}
 
 
+def test_a_run_that_shall_take_fewer_steps_than_it_has_taken_is_refused_and_stays_as_it_is(interrupted):
+    config, before = json.loads((interrupted / "config.json").read_text()), files_under(interrupted)
+    del config["made_from"]
+    config["train"]["steps"] = 1
+    with pytest.raises(ValueError, match=rf"^steps is 1; allowed: at least \d, which the run in {interrupted}"):
+        finetune(config, interrupted, resume=True)
+    assert files_under(interrupted) | {".lock": b""} == before | {".lock": b""}
+
+
 def test_a_run_is_not_resumed_from_other_weights_or_with_another_tokenizer(data, trained, interrupted, tmp_path):
     shutil.copytree(trained.model, tmp_path / "model")
     config = {**config_of(data), "model": str(tmp_path / "model")}
