@@ -211,7 +211,7 @@ import re, sys
 import jax, jax.numpy as jnp
 import dvp_jax
 from dvp_jax.runs import processes
-from dvp_jax.t5 import convert
+from dvp_jax.t5 import hugging_face
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
@@ -219,7 +219,7 @@ def peak():
 source, target, limit, *rest = sys.argv[1:]
 place = dict(argument.lstrip("-").split("=") for argument in rest)
 processes.join(place["coordinator"], int(place["num_processes"]), int(place["process_id"]))
-convert.MAX_FILE_BYTES = int(limit)
+hugging_face.MAX_FILE_BYTES = int(limit)
 mesh = jax.make_mesh((1, 2), ("data", "model"))
 jnp.zeros(3).block_until_ready()
 before = peak()
