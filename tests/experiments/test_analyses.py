@@ -301,6 +301,7 @@ def run_vocab_scaling_with_a_tiny_shape() -> None:
     run_launcher("vocab_scaling")
 
 
+@pytest.mark.slow
 def test_vocab_scaling_times_confidence_and_finds_the_size_that_is_needed(peer, launched):
     small = ("--shape=tiny", "--source_length=8", "--new_tokens=2", "--rounds=1", "--prune_size=5")
     small += "--vocab_sizes=90", "--exit_layer=3"

@@ -200,6 +200,7 @@ def test_every_cell_of_the_grid_is_in_sweep_json_as_evaluate_would_have_it(confi
     assert cell["speed_up"] == pytest.approx(full["ms_per_token"] / cell["ms_per_token"])
 
 
+@pytest.mark.slow
 def test_evaluate_decodes_the_cells_of_a_sweeps_config_side_by_side(configs, whole, tmp_path):
     run = launch("evaluate", f"--config={configs / 'sweep.py'}", f"--workdir={tmp_path}", "--config.explore=0")
     assert run.returncode == 0, run.stderr

@@ -30,6 +30,7 @@ def launched(tmp_path_factory):
     return json.loads((folder / "run" / "throughput.json").read_text())["rows"], run.stdout
 
 
+@pytest.mark.slow
 def test_every_method_number_of_rows_and_schedule_is_compared_on_the_same_texts(launched):
     rows, printed = launched
     compared = [(row["name"], row["rows"], row["schedule"]) for row in rows]
@@ -40,6 +41,7 @@ def test_every_method_number_of_rows_and_schedule_is_compared_on_the_same_texts(
     assert len(printed.splitlines()) == 2 + len(rows)
 
 
+@pytest.mark.slow
 def test_a_step_runs_the_layers_of_its_deepest_row(launched):
     rows, _ = launched
     for row in rows:
@@ -54,6 +56,7 @@ def test_a_step_runs_the_layers_of_its_deepest_row(launched):
         assert row["rows_per_step"] == 1 if row["rows"] == 1 else 1 < row["rows_per_step"] <= 3
 
 
+@pytest.mark.slow
 def test_speed_up_is_against_fixed_batches_of_the_same_rows(launched):
     rows, _ = launched
     fixed = {(row["name"], row["rows"]): row["tokens_per_s"] for row in rows if row["schedule"] == "fixed"}

@@ -209,6 +209,7 @@ def test_the_plot_has_a_curve_with_a_point_a_depth_for_each_validation(trained):
         assert f"<!-- step {line['step']} -->" in text
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_exported_folder(data, trained):
     # At such a rate nothing but the start can be seen in the parameters.
     run = launch(
@@ -280,6 +281,7 @@ def test_two_processes_that_divide_the_rows_train_as_one_does_and_one_goes_on_fr
     assert_same_training(run, trained)
 
 
+@pytest.mark.slow
 def test_devices_of_several_processes_that_do_not_divide_a_batch_are_refused(data, tmp_path):
     runs = run_several(data, tmp_path / "run", 2, "--config.train.batch_size=3")
     for run in runs:
