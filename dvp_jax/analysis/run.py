@@ -116,7 +116,6 @@ def run_analysis(config: Mapping[str, Any], workdir: str | Path, question: Quest
 def task_texts(experiment: Experiment) -> Iterator[TaskTexts]:
     """Reads the examples of every task of an experiment."""
     config = experiment.made_by["config"]
-    batch_size, limit = config.get("batch_size", 1), config.get("limit")
     for task, methods in experiment.tasks:
-        sources = load_sources(experiment.model, task, batch_size=batch_size, limit=limit)
+        sources = load_sources(experiment.model, task, batch_size=config["batch_size"], limit=config["limit"])
         yield TaskTexts(experiment.model, task, methods, sources, experiment.workdir)

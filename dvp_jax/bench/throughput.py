@@ -64,7 +64,7 @@ def run_throughput(
     with open_experiment(config, workdir) as experiment:
         rows = []
         for task, methods in experiment.tasks:
-            prompts = [example.prompt for example in task.load()[: config.get("limit")]]
+            prompts = [example.prompt for example in task.load()[: experiment.made_by["config"]["limit"]]]
             ids, mask = tokenize(experiment.model, prompts, task.max_source_length)
             for batch_size in slots:
                 for name, cfg in methods.items():

@@ -8,6 +8,7 @@ from dvp_jax.data.squad import Squad
 from dvp_jax.data.task import Example, Task
 from dvp_jax.data.text_to_text import TextToText
 from dvp_jax.data.translation import Translation
+from dvp_jax.exits.policy import check_integer
 
 TASKS: dict[str, type] = {
     "squad": Squad,
@@ -36,14 +37,11 @@ def make_task(name: str, /, **fields: object) -> Task:
         raise ValueError(f"task {name} has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     types = {field.name: field.type for field in dataclasses.fields(TASKS[name])}
     for field, value in fields.items():
-        text = str | os.PathLike if field == "dataset" else str
-        if types[field] == "str" and not isinstance(value, text):
-            wanted = "a text"
+        what = f"{field} of task {name}"
+        if types[field] == "int":
+            check_integer(what, value, 1, None)
+        elif types[field] == "str" and not isinstance(value, str | os.PathLike if field == "dataset" else str):
+            raise ValueError(f"{what} is {value!r}; allowed: a text")
         elif types[field] == "str | None" and not isinstance(value, str | os.PathLike | None):
-            wanted = "a text or None"
-        elif field in ("max_source_length", "max_new_tokens") and (type(value) is not int or value < 1):
-            wanted = "an integer of at least 1"
-        else:
-            continue
-        raise ValueError(f"{field} of task {name} is {value!r}; allowed: {wanted}")
+            raise ValueError(f"{what} is {value!r}; allowed: a text or None")
     return TASKS[name](**fields)

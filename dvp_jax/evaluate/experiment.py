@@ -20,6 +20,7 @@ from dvp_jax.evaluate.evaluation import evaluate, make_methods
 from dvp_jax.evaluate.reports import report_evaluation, report_sweep
 from dvp_jax.evaluate.results import compare_with_full
 from dvp_jax.evaluate.traces import trace_texts
+from dvp_jax.exits.policy import check_integer
 from dvp_jax.runs import processes
 from dvp_jax.runs.config import EVALUATION, SWEEP, check_fields
 from dvp_jax.runs.files import (
@@ -89,11 +90,11 @@ def open_experiment(
     """
     if not config.get("model"):
         raise ValueError("config.model is not set; allowed: a checkpoint folder or a hub id (--config.model=...)")
+    config = {"batch_size": 1, "limit": None, "explore": 0, **config}
     for name, least in (("batch_size", 1), ("limit", 1), ("explore", 0)):
-        value = config.get(name)
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"config.{name} is {value!r}; allowed: an integer of at least {least}")
-    if config.get("confidence_time") and config.get("batch_size", 1) > 1:
+        if config[name] is not None:
+            check_integer(f"config.{name}", config[name], least, None)
+    if config.get("confidence_time") and config["batch_size"] > 1:
         raise ValueError(f"config.batch_size is {config['batch_size']}; allowed with config.confidence_time: 1")
     check_fields(config, EVALUATION)
     process = processes.current()
@@ -146,16 +147,17 @@ def run_evaluation(config: Mapping[str, Any], workdir: str | Path) -> list[dict[
         config = {**config, "methods": sweep_methods(config["sweep"])}
     with open_experiment(config, workdir) as experiment:
         workdir, model, made_by = experiment.workdir, experiment.model, experiment.made_by
+        how, explore = _how(made_by["config"]), made_by["config"]["explore"]
         predictions = Predictions(workdir, _key(made_by), experiment.process)
         rows: list[dict[str, Any]] = []
         lines: list[Line] = []
         traces: list[dict[str, Any]] = []
         for task, methods in experiment.tasks:
-            task_rows, task_lines = evaluate(model, task, methods, predictions=predictions, **_how(config))
+            task_rows, task_lines = evaluate(model, task, methods, predictions=predictions, **how)
             rows += task_rows
             lines += task_lines
             if experiment.process.first or experiment.process.together:
-                traces += trace_texts(model, task, methods, task_rows, task_lines, config.get("explore", 0))
+                traces += trace_texts(model, task, methods, task_rows, task_lines, explore)
         if experiment.process.first:
             # No results of this run stand beside texts or a report of an earlier one, wherever it is stopped.
             (workdir / "results.json").unlink(missing_ok=True)
@@ -341,7 +343,7 @@ def _decode_cell(
         rows, lines = evaluate(model, task, method, **_how(config))
         cell["rows"] += rows
         cell["predictions"] += lines
-        cell["traces"] += trace_texts(model, task, method, rows, lines, config.get("explore", 0))
+        cell["traces"] += trace_texts(model, task, method, rows, lines, config["explore"])
     return cell
 
 

@@ -152,7 +152,7 @@ def select(
     with open_experiment({**config, "methods": methods}, workdir) as experiment:
         ((the_task, cfgs),) = experiment.tasks
         promise = dataclasses.replace(promise, measure=promise.measure or the_task.measure)
-        examples = the_task.load()[: config.get("limit")]
+        examples = the_task.load()[: experiment.made_by["config"]["limit"]]
         n = len(examples)
         if promise.measure == "bleu" and not suits_13a([text for x in examples for text in x.references]):
             raise ValueError("measure is 'bleu', which does not find the words of these references; allowed: chrf")
@@ -243,7 +243,7 @@ def _decode(
         The row of results and the losses of each cell by its name, the full model first.
     """
     ((task, _),) = experiment.tasks
-    examples = task.load()[: experiment.made_by["config"].get("limit")]
+    examples = task.load()[: experiment.made_by["config"]["limit"]]
     rows: dict[str, Row] = {}
     losses = {}
     full_texts: list[str] = []
@@ -308,7 +308,7 @@ def _measure_on_other_examples(
 ) -> dict[str, Any]:
     """Decodes the examples of another config with the experiment's model, and measures the setting `name`."""
     config = experiment.made_by["config"]
-    same = {field: config[field] for field in ("model", "dtype", "batch_size", "explore") if field in config}
+    same = {field: config[field] for field in ("model", "dtype", "batch_size", "explore")}
     with open_experiment({**check, **same}, experiment.workdir / "check", model=experiment.model) as held_out:
         return _measured(*_decode(held_out, promise), name)
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +192,7 @@ class _PytorchFile:
         except Exception as error:  # torch.load has no error class of its own
             raise ValueError(f"{path} {_what_pytorch_has_not_read(path, error)}") from None
         if wrong := [str(name) for name, value in self._tensors.items() if not _has_values(value)]:
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise ValueError(f"{path}: {wrong[0]}{more}; allowed: tensors with their values, not sparse")
+            raise ValueError(f"{path}: {_first(wrong)}; allowed: tensors with their values, not sparse")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in self._tensors.items()}
         self._uint8 = torch.uint8
@@ -435,13 +434,13 @@ def check_shapes(
             if name in stored and stored[name] != shape
         ],
     }
-    said = [
-        f"{kind}: {found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}"
-        for kind, found in problems.items()
-        if found
-    ]
-    if said:
+    if said := [f"{kind}: {_first(found)}" for kind, found in problems.items() if found]:
         raise ValueError(f"{folder}: the tensors do not fit {config}; {'; '.join(said)}")
+
+
+def _first(found: Sequence[str]) -> str:
+    """The first of several names, and how many more there are."""
+    return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else found[0]
 
 
 def _wrappers(stored: Iterable[str], expected: Iterable[str]) -> list[str]:
